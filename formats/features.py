@@ -1,0 +1,343 @@
+"""Pickled features: a header, blocks of at most 65,536 examples, and an empty block that marks the end.
+
+Each part is a pickle of a dict of `str`, `int`, `bool`, `None` and `bytes`; arrays are raw little-endian bytes whose
+dtype the header names. Any program reads a part with a plain `pickle.load`. The reader here uses none: it walks the
+few opcodes that such a dict needs over the mapped file, so that a hostile file can neither name nor call anything,
+and an array is a view of the file that costs no copy.
+"""
+
+import mmap
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.files import InputError, write_whole
+
+FORMAT = "simplified-tinybert-features"
+VERSION = 1
+BLOCK_EXAMPLES = 65_536
+SET_NAMES = ("train", "dev", "test")
+
+# Far above what a part needs (about 60), far below what could keep a reader busy.
+_MAX_OPCODES = 1_000
+_MAX_DEPTH = 4
+
+
+class FeaturesHeader(NamedTuple):
+    """What produced a features file."""
+
+    max_seq_length: int
+    vocab_size: int
+    do_lower_case: bool
+    set_name: str
+    vocab_sha256: str
+
+    def dtypes(self) -> dict[str, str]:
+        """The smallest dtypes that hold a token id and a length."""
+        return {
+            "input_ids": "<u2" if self.vocab_size <= 1 << 16 else "<u4",
+            "lengths": "<u2" if self.max_seq_length < 1 << 16 else "<u4",
+            "first_segment_lengths": "<u2" if self.max_seq_length < 1 << 16 else "<u4",
+            "labels": "|i1",
+        }
+
+
+class Example(NamedTuple):
+    """One tokenized pair: `[CLS] query [SEP] passage [SEP]`, of which the first segment ends with the first `[SEP]`."""
+
+    example_id: str
+    input_ids: Sequence[int]
+    first_segment_length: int
+    label: int
+
+
+class FeatureBlock(NamedTuple):
+    """The examples of one block. `offsets[i]:offsets[i + 1]` of `input_ids` are example i's tokens."""
+
+    example_ids: list[str]
+    input_ids: np.ndarray  # (tokens of all examples,) unsigned
+    offsets: np.ndarray  # (n + 1,) int64
+    first_segment_lengths: np.ndarray  # (n,) unsigned
+    labels: np.ndarray  # (n,) int8, -1 where there is none
+
+
+def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[Example]) -> int:
+    """Streams examples into a features file, which appears under its name when complete; returns how many."""
+    dtypes = header.dtypes()
+    total = 0
+    with write_whole(path, binary=True) as file:
+        pickle.dump(
+            {"format": FORMAT, "version": VERSION, **header._asdict(), "dtypes": dtypes},
+            file,
+            protocol=4,
+        )
+        ids: list[str] = []
+        token_chunks: list[np.ndarray] = []
+        first_segment_lengths: list[int] = []
+        labels: list[int] = []
+
+        def write_block() -> None:
+            lengths = [len(chunk) for chunk in token_chunks]
+            tokens = np.concatenate([np.empty(0, dtypes["input_ids"]), *token_chunks])
+            block = {
+                "num_examples": len(ids),
+                "example_ids": "\n".join(ids),
+                "input_ids": tokens.astype(dtypes["input_ids"]).tobytes(),
+                "lengths": np.array(lengths, dtypes["lengths"]).tobytes(),
+                "first_segment_lengths": np.array(first_segment_lengths, dtypes["first_segment_lengths"]).tobytes(),
+                "labels": np.array(labels, dtypes["labels"]).tobytes(),
+            }
+            pickle.dump(block, file, protocol=4)
+            for column in (ids, token_chunks, first_segment_lengths, labels):
+                column.clear()
+
+        for example in examples:
+            ids.append(example.example_id)
+            token_chunks.append(np.array(example.input_ids, dtypes["input_ids"]))
+            first_segment_lengths.append(example.first_segment_length)
+            labels.append(example.label)
+            total += 1
+            if len(ids) == BLOCK_EXAMPLES:
+                write_block()
+        if ids:
+            write_block()
+        write_block()  # empty: a file without it was cut off
+    return total
+
+
+def read_header(path: str | Path) -> FeaturesHeader:
+    """Reads who made a features file, and how.
+
+    Raises InputError for a file that is none of ours or was written by another version.
+    """
+    return _read_header(path, _map_file(path))[0]
+
+
+def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
+    """Streams the blocks of a features file, each checked before it is handed over.
+
+    The arrays are views of the mapped file, which stays mapped as long as one of them is alive.
+
+    Raises InputError, naming file, block and example, for anything that the format does not allow.
+    """
+    data = _map_file(path)
+    header, dtypes, position = _read_header(path, data)
+    number = 0
+    while True:
+        where = f"{path} block {number}"
+        if position >= len(data):
+            raise InputError(f"{where}: the file ends without its end mark, so it was cut; write it again")
+        part, position = _read_part(where, data, position)
+        block = _checked_block(where, header, dtypes, part)
+        if not block.example_ids:
+            if position != len(data):
+                raise InputError(f"{where}: {len(data) - position} bytes follow the end mark; write the file again")
+            return
+        yield block
+        number += 1
+
+
+class Features:
+    """All examples of a file for reading in any order. The token ids stay in the mapped file.
+
+    Raises InputError as `read_blocks` does.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        self.header = read_header(path)
+        self._blocks = list(read_blocks(path))
+        self._first_example = np.cumsum([0] + [len(block.labels) for block in self._blocks])
+        # an empty file has no block to concatenate
+        empty = np.empty(0, np.int64)
+        self.labels = np.concatenate([empty, *(block.labels for block in self._blocks)])  # (n,) int64
+        self.lengths = np.concatenate([empty, *(np.diff(block.offsets) for block in self._blocks)])  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int], pad_to: int | None = None) -> dict[str, np.ndarray]:
+        """Examples `indices`, padded with id 0 to `pad_to` tokens or, where None, to the longest of them.
+
+        Returns `input_ids`, `attention_mask`, `token_type_ids`: (batch, T) int64; `labels`: (batch,) int64.
+        """
+        rows = []
+        for index in indices:
+            block_number = int(np.searchsorted(self._first_example, index, side="right")) - 1
+            rows.append((self._blocks[block_number], int(index - self._first_example[block_number])))
+        return pad_batch(rows, pad_to)
+
+
+def pad_batch(rows: Sequence[tuple[FeatureBlock, int]], pad_to: int | None = None) -> dict[str, np.ndarray]:
+    """Pads examples, each given as its block and its place there. See `Features.batch` for what comes back."""
+    lengths = [int(block.offsets[i + 1] - block.offsets[i]) for block, i in rows]
+    width = pad_to or max(lengths)
+    batch = {name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    for row, ((block, i), length) in enumerate(zip(rows, lengths, strict=True)):
+        batch["input_ids"][row, :length] = block.input_ids[block.offsets[i] : block.offsets[i + 1]]
+        batch["attention_mask"][row, :length] = 1
+        batch["token_type_ids"][row, block.first_segment_lengths[i] : length] = 1
+    batch["labels"] = np.array([block.labels[i] for block, i in rows], np.int64)
+    return batch
+
+
+def _map_file(path: str | Path) -> mmap.mmap:
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory, a features file is needed")
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise InputError(f"{path} is empty; write it with tokenize_to_features.py")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_header(path: str | Path, data: mmap.mmap) -> tuple[FeaturesHeader, dict[str, str], int]:
+    try:
+        part, position = _read_part(f"{path} header", data, 0)
+    except InputError as error:
+        raise InputError(f"{error}; is it a file that tokenize_to_features.py wrote?") from None
+    if part.get("format") != FORMAT:
+        raise InputError(f"{path} is not a features file; write it with tokenize_to_features.py")
+    if part.get("version") != VERSION:
+        raise InputError(f"{path} header: version {part.get('version')} where {VERSION} is read; tokenize again")
+    kinds = FeaturesHeader.__annotations__
+    values = {}
+    for key, kind in kinds.items():
+        values[key] = part.get(key)
+        if type(values[key]) is not kind:
+            raise InputError(f"{path} header: {key} is missing or no {kind.__name__}; tokenize again")
+    header = FeaturesHeader(**values)
+    if not 3 < header.max_seq_length < 1 << 31 or not 0 < header.vocab_size < 1 << 31:
+        raise InputError(f"{path} header: max_seq_length or vocab_size is out of range; tokenize again")
+    if header.set_name not in SET_NAMES:
+        raise InputError(f"{path} header: set_name '{header.set_name}' is none of {', '.join(SET_NAMES)}")
+    if part.get("dtypes") != header.dtypes():
+        raise InputError(f"{path} header: dtypes are not {header.dtypes()}; tokenize again")
+    return header, part["dtypes"], position
+
+
+def _checked_block(where: str, header: FeaturesHeader, dtypes: dict[str, str], part: dict) -> FeatureBlock:
+    """Everything a block promises, checked for all its examples at once; an error names the first example at fault."""
+    n, ids = part.get("num_examples"), part.get("example_ids")
+    if type(n) is not int or not 0 <= n <= BLOCK_EXAMPLES:
+        raise InputError(f"{where}: num_examples is no number from 0 to {BLOCK_EXAMPLES}")
+    if type(ids) is not str or (ids.count("\n") + 1 if ids else 0) != n:
+        raise InputError(f"{where}: example_ids are not {n} lines")
+    example_ids = ids.split("\n") if ids else []
+    arrays = {}
+    for key, dtype in dtypes.items():
+        raw = part.get(key)
+        if type(raw) is not memoryview or len(raw) % np.dtype(dtype).itemsize:
+            raise InputError(f"{where}: {key} is missing or no array of {dtype}")
+        arrays[key] = np.frombuffer(raw, dtype)
+        if key != "input_ids" and len(arrays[key]) != n:
+            raise InputError(f"{where}: {key} has {len(arrays[key])} values for {n} examples")
+    if set(part) != {"num_examples", "example_ids", *dtypes}:
+        raise InputError(f"{where}: unknown key {min(set(part) - {'num_examples', 'example_ids', *dtypes})!r}")
+
+    input_ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
+    first, labels = arrays["first_segment_lengths"], arrays["labels"]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+    def refuse(at_fault: np.ndarray, what: str) -> None:
+        if at_fault.any():
+            i = int(np.argmax(at_fault))
+            raise InputError(f"{where} example {i} ('{example_ids[i]}'): {what}; tokenize again")
+
+    refuse(np.array([not example_id for example_id in example_ids], bool), "its id is empty")
+    refuse((lengths < 3) | (lengths > header.max_seq_length), f"its length is not from 3 to {header.max_seq_length}")
+    refuse((first < 2) | (first > lengths), "its first segment is shorter than 2 tokens or longer than the example")
+    refuse((labels < -1) | (labels > 1), "its label is none of -1, 0, 1")
+    if offsets[-1] != len(input_ids):
+        raise InputError(f"{where}: lengths add up to {offsets[-1]}, but there are {len(input_ids)} token ids")
+    if n and input_ids.max() >= header.vocab_size:
+        token = int(np.argmax(input_ids >= header.vocab_size))
+        i = int(np.searchsorted(offsets, token, side="right")) - 1
+        raise InputError(
+            f"{where} example {i} ('{example_ids[i]}'): token id {input_ids[token]} is beyond the vocabulary of "
+            f"{header.vocab_size}; tokenize again"
+        )
+    return FeatureBlock(example_ids, input_ids, offsets, first, labels)
+
+
+# Opcodes of pickle protocol 4 that carry data, and how many bytes their size field takes.
+_TEXT = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}
+_BYTES = {pickle.SHORT_BINBYTES: 1, pickle.BINBYTES: 4, pickle.BINBYTES8: 8}
+_INTS = {pickle.BININT1: 1, pickle.BININT2: 2, pickle.BININT: 4}
+_CONSTANTS = {pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.NONE: None}
+_MARK = object()
+
+
+def _read_part(where: str, data: mmap.mmap, position: int) -> tuple[dict, int]:
+    """Reads one pickled dict by walking its opcodes; `bytes` come back as views of the file.
+
+    The opcodes below build text, bytes, numbers and dicts. None of those that name or call something is among them.
+    """
+    view = memoryview(data)
+    stack: list = []
+    memo: list = []
+
+    def take(count: int) -> memoryview:
+        nonlocal position
+        if count > len(data) - position:
+            raise InputError(f"{where}: cut off at byte {len(data)}")
+        position += count
+        return view[position - count : position]
+
+    def take_size(width: int) -> int:
+        return int.from_bytes(take(width), "little")
+
+    def set_items(target: object, pairs: list) -> None:
+        if type(target) is not dict or len(pairs) % 2:
+            raise InputError(f"{where}: is no dict of the kind that features are made of")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if type(key) is not str or (type(value) is dict and len(stack) >= _MAX_DEPTH):
+                raise InputError(f"{where}: is no dict of the kind that features are made of")
+            target[key] = value
+
+    try:
+        for _ in range(_MAX_OPCODES):
+            opcode = bytes(take(1))
+            if opcode in _TEXT:
+                stack.append(str(take(take_size(_TEXT[opcode])), "utf-8"))
+            elif opcode in _BYTES:
+                stack.append(take(take_size(_BYTES[opcode])))
+            elif opcode in _INTS:
+                stack.append(int.from_bytes(take(_INTS[opcode]), "little", signed=opcode == pickle.BININT))
+            elif opcode in _CONSTANTS:
+                stack.append(_CONSTANTS[opcode])
+            elif opcode == pickle.EMPTY_DICT:
+                stack.append({})
+            elif opcode == pickle.MARK:
+                stack.append(_MARK)
+            elif opcode == pickle.SETITEM:
+                value, key = stack.pop(), stack.pop()
+                set_items(stack[-1], [key, value])
+            elif opcode == pickle.SETITEMS:
+                mark = len(stack) - 1 - stack[::-1].index(_MARK)
+                pairs = stack[mark + 1 :]
+                del stack[mark:]
+                set_items(stack[-1], pairs)
+            elif opcode == pickle.MEMOIZE:
+                memo.append(stack[-1])
+            elif opcode == pickle.BINGET:
+                stack.append(memo[take_size(1)])
+            elif opcode == pickle.PROTO:
+                if take_size(1) > 4:
+                    raise InputError(f"{where}: pickle protocol above 4")
+            elif opcode == pickle.FRAME:
+                take_size(8)  # a hint for readers that buffer
+            elif opcode == pickle.STOP:
+                if len(stack) == 1 and type(stack[0]) is dict:
+                    return stack[0], position
+                break
+            else:
+                raise InputError(f"{where}: pickle opcode {opcode!r} at byte {position - 1} is not allowed in features")
+    except (IndexError, ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: damaged before byte {position}") from None
+    raise InputError(f"{where}: damaged before byte {position}")

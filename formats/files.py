@@ -1,0 +1,158 @@
+"""Text lines in, whole files out: what every format of the project shares."""
+
+import contextlib
+import datetime
+import gzip
+import io
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+# Longer than any document of any collection; a longer line is a damaged or hostile file.
+MAX_LINE_BYTES = 1 << 26
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message names the file and line, or the flag, and says what to do."""
+
+
+def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
+    """Runs a script's `main`. A user's mistake becomes one line on stderr and exit status 2.
+
+    Such are InputError, OSError, and what the script names in `user_errors`.
+    """
+    program = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except (InputError, OSError, *user_errors) as error:
+        message = " ".join(str(error).split())
+        print(f"{program}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields `(line number from 1, line)` of a UTF-8 text file, unpacked where the name ends in `.gz`.
+
+    Only `\\n` ends a line; one `\\r` before it and a byte-order mark at the start are dropped.
+
+    Raises InputError for an empty file, invalid UTF-8, a NUL, a lone `\\r`, a line over 64 MiB, or a damaged `.gz`.
+    """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory, a file is needed")
+    number = 0
+    try:
+        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > MAX_LINE_BYTES:
+                    raise InputError(f"{path} line {number}: longer than {MAX_LINE_BYTES} bytes")
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+                if b"\0" in raw:
+                    raise InputError(f"{path} line {number}: holds a NUL byte, so it is no text")
+                if b"\r" in raw:
+                    raise InputError(f"{path} line {number}: holds a carriage return inside the line; remove it")
+                try:
+                    yield number, raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path} line {number}: byte {error.start + 1} is not UTF-8; convert the file"
+                    ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged after line {number}: {error}") from None
+    if number == 0:
+        raise InputError(f"{path} is empty")
+
+
+def refuse_existing(path: str | Path, flag: str, overwrite: bool) -> None:
+    """Raises InputError where `flag` would write over a result, or into a directory that is not there."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{flag}: {path} is a directory, a file name is needed")
+    if path.exists() and not overwrite:
+        raise InputError(f"{flag}: {path} exists already; pass --overwrite to replace it, or name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"{flag}: the directory {path.parent} does not exist; make it first")
+
+
+def report(line: str, log_file: Path | None = None) -> None:
+    """Prints a line and, where a log file is named, appends it there with the time (UTC), so that it survives."""
+    print(line, flush=True)
+    if log_file:
+        with open(log_file, "a", encoding="utf-8") as file:
+            file.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+
+
+@contextlib.contextmanager
+def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
+    """Hands out a directory beside `path` to fill; on leaving, `path` holds its files, or nothing of them on an error.
+
+    Where `path` exists its other files stay, and file `last`, without which the directory counts as incomplete, is
+    taken away first and arrives last.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        for file in partial.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if not path.exists():
+            partial.rename(path)
+            return
+        path.joinpath(last).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == last):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def write_whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
+    """Opens a file to write that appears under its name only when complete: written beside it, synced, renamed.
+
+    Text is UTF-8 with `\\n`, packed where the name ends in `.gz`. On any error nothing is left and an older file stays.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as raw:
+            if binary:
+                yield raw
+            else:
+                with contextlib.ExitStack() as stack:
+                    # mtime 0: the same rows give the same bytes.
+                    packed = (
+                        stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
+                        if path.suffix == ".gz"
+                        else None
+                    )
+                    yield stack.enter_context(_text_writer(packed or raw))
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _text_writer(binary_file: IO[bytes]) -> Iterator[IO[str]]:
+    """A UTF-8 text layer that, unlike TextIOWrapper's own close, leaves the file below open."""
+    text = io.TextIOWrapper(binary_file, encoding="utf-8", newline="\n", write_through=False)
+    try:
+        yield text
+    finally:
+        text.flush()
+        text.detach()
