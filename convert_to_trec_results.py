@@ -1,0 +1,147 @@
+"""Passage scores to a TREC run of documents."""
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from formats.files import InputError, refuse_existing, run_script
+from formats.scores import read_scores, split_passage_id
+from formats.trec import write_run
+
+DESCRIPTION = """Makes one score per document out of its passages' scores and ranks the documents of each query.
+Reads lines `query_id, passage_id, score` (tab-separated; passage_id is doc_id, "_" and the passage's number, such as
+D12_3 or D12_passage-3) and writes a TREC run, `query_id Q0 doc_id rank score run_name`, in trec_eval's order: score,
+then document id, both descending. Call: python convert_to_trec_results.py --scores_file scores.tsv
+--output_results_file run.txt --aggregation MaxP"""
+
+
+def max_p(scores: list[float]) -> float:
+    """The best passage (MaxP of Dai and Callan, SIGIR 2019)."""
+    return max(scores)
+
+
+def sum_p(scores: list[float]) -> float:
+    """All passages added up, first to last (SumP of Dai and Callan).
+
+    Not by `sum`, which from Python 3.12 on compensates its rounding: the last digit would depend on the version.
+    """
+    total = 0.0
+    for score in scores:
+        total += score
+    return total
+
+
+def avg_p(scores: list[float]) -> float:
+    """The mean passage."""
+    return sum_p(scores) / len(scores)
+
+
+def k_max_avg_p(k: int, scores: list[float]) -> float:
+    """The mean of the k best passages, or of all where there are fewer."""
+    return avg_p(sorted(scores, reverse=True)[:k])
+
+
+def first_p(scores: list[float]) -> float:
+    """Passage number 0 (FirstP of Dai and Callan), the only one that `read_documents` keeps for it."""
+    (score,) = scores
+    return score
+
+
+def aggregation_function(name: str) -> Callable[[list[float]], float]:
+    """The function that makes one document score of its passage scores.
+
+    Raises ArgumentTypeError for an unknown name.
+    """
+    plain = {"MaxP": max_p, "FirstP": first_p, "SumP": sum_p, "AvgP": avg_p}
+    if name in plain:
+        return plain[name]
+    if match := re.fullmatch(r"([1-9][0-9]{0,8})-Max&AvgP", name):
+        return partial(k_max_avg_p, int(match[1]))
+    raise argparse.ArgumentTypeError(
+        f"'{name}' is none of {', '.join(plain)} and k-Max&AvgP with a number from 1 for k, such as 3-Max&AvgP"
+    )
+
+
+def read_documents(scores_file: str, first_only: bool) -> tuple[dict[str, dict[str, list[float]]], int]:
+    """Reads `{query_id: {doc_id: passage scores}}`, all in order of appearance, and the number of passages.
+
+    Where `first_only`, each list holds passage number 0 alone. Raises InputError for a passage id without document or
+    number, and for a document that then has no passage 0, or two.
+    """
+    documents: dict[str, dict[str, list[float]]] = {}
+    count = 0
+    for count, row in enumerate(tqdm(read_scores(scores_file), unit=" passages", disable=None), start=1):
+        try:
+            doc_id, passage_number = split_passage_id(row.passage_id)
+        except ValueError as error:
+            raise InputError(f"{scores_file} line {count}: {error}") from None
+        scores = documents.setdefault(row.query_id, {}).setdefault(doc_id, [])
+        if not first_only:
+            scores.append(row.score)
+        elif passage_number == 0:
+            if scores:
+                raise InputError(f"{scores_file} line {count}: document {doc_id} has a passage 0 already")
+            scores.append(row.score)
+    for query_id, scores_of in documents.items():
+        for doc_id, scores in scores_of.items():
+            if not scores:
+                raise InputError(
+                    f"{scores_file}: document {doc_id} of query {query_id} has no passage 0, which FirstP needs; "
+                    "score it, or choose another --aggregation"
+                )
+    return documents, count
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser.add_argument("--scores_file", required=True, help="passage scores, as rerank.py writes them")
+    parser.add_argument("--output_results_file", required=True, help="the run to write")
+    parser.add_argument(
+        "--aggregation",
+        default="MaxP",
+        metavar="{MaxP,FirstP,SumP,AvgP,k-Max&AvgP}",
+        help="a document's score: its best passage, passage 0, the sum, the mean, or the mean of the k best, with a "
+        "number for k and quoted for the shell: '3-Max&AvgP' (default: MaxP)",
+    )
+    parser.add_argument("--run_name", help="the last column of the run (default: bert_ and the aggregation)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
+    args = parser.parse_args()
+    try:
+        args.aggregate = aggregation_function(args.aggregation)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--aggregation: {error}")
+    if args.run_name is None:
+        args.run_name = f"bert_{args.aggregation}"
+    if not args.run_name or not args.run_name.isprintable() or " " in args.run_name:
+        parser.error(f"--run_name: {args.run_name!r} is empty or holds white space, so it cannot be a column")
+    refuse_existing(args.output_results_file, "--output_results_file", args.overwrite)
+    output = Path(args.output_results_file)
+    if output.exists() and os.path.exists(args.scores_file) and output.samefile(args.scores_file):
+        parser.error("--output_results_file: would replace the --scores_file; name another file")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    documents, num_passages = read_documents(args.scores_file, first_only=args.aggregate is first_p)
+    run = {
+        query_id: {doc_id: args.aggregate(scores) for doc_id, scores in scores_of.items()}
+        for query_id, scores_of in documents.items()
+    }
+    num_documents = write_run(args.output_results_file, run, args.run_name)
+    seconds = time.perf_counter() - start
+    print(
+        f"{args.output_results_file}: {args.aggregation} of {num_passages:,} passages, {num_documents:,} documents, "
+        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s)"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,86 @@
+"""Passage scores: `query_id, passage_id, score`, tab-separated, one passage a line, `.gz` by suffix."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from formats.files import InputError, read_lines, write_whole
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LAST_NUMBER = re.compile(r"[0-9]+\Z")
+
+
+class PassageScore(NamedTuple):
+    """How relevant one passage is to one query; a higher score is better."""
+
+    query_id: str
+    passage_id: str
+    score: float
+
+
+def parse_score(text: str) -> float:
+    """A plain decimal number, with or without exponent.
+
+    Raises ValueError for all else that `float` takes (`nan`, `inf`, `1_0`, blanks), and for what overflows (`1e999`).
+    """
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(score := float(text)):
+        raise ValueError(f"score '{text}' is not a finite number")
+    return score
+
+
+def split_passage_id(passage_id: str) -> tuple[str, int]:
+    """Splits `doc_id_PASSAGE` at the last `_` into the document's id and the number in which PASSAGE ends.
+
+    `D12_3` and `D12_passage-3` both give `("D12", 3)`. Raises ValueError where there is no `_`, no number or no
+    document id.
+    """
+    doc_id, _, passage = passage_id.rpartition("_")
+    number = _LAST_NUMBER.search(passage)
+    if not doc_id or number is None:
+        raise ValueError(f"passage id '{passage_id}' is not a document id, '_' and a passage number, such as D12_3")
+    return doc_id, int(number[0])
+
+
+def read_scores(path: str | Path) -> Iterator[PassageScore]:
+    """Streams the scores of a file.
+
+    Raises InputError, naming file and line, for a wrong number of columns, an id that is empty or holds white space, a
+    score that is not a finite number, or a passage that its query has already.
+    """
+    passages_of: dict[str, set[str]] = {}
+    for number, line in read_lines(path):
+        fields = line.split("\t")
+        if len(fields) != 3:
+            raise InputError(
+                f"{path} line {number}: {len(fields)} columns where 3 are needed (query_id, passage_id, score)"
+            )
+        query_id, passage_id, text = fields
+        for name, value in (("query", query_id), ("passage", passage_id)):
+            if value.split() != [value]:
+                raise InputError(f"{path} line {number}: the {name} id '{value}' is empty or holds white space")
+        try:
+            score = parse_score(text)
+        except ValueError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+        seen = passages_of.setdefault(query_id, set())
+        if passage_id in seen:
+            raise InputError(f"{path} line {number}: passage {passage_id} of query {query_id} has a score already")
+        seen.add(passage_id)
+        yield PassageScore(query_id, passage_id, score)
+
+
+def format_score_line(row: PassageScore) -> str:
+    """One line, its end included. The score is written so that reading gives the same float64."""
+    return f"{row.query_id}\t{row.passage_id}\t{float(row.score)!r}\n"
+
+
+def write_scores(path: str | Path, rows: Iterable[PassageScore]) -> int:
+    """Writes scores; returns how many."""
+    count = 0
+    with write_whole(path) as file:
+        for row in rows:
+            file.write(format_score_line(row))
+            count += 1
+    return count

@@ -1,0 +1,162 @@
+"""TREC runs (`query_id Q0 doc_id rank score run_name`) and judgements (`query_id 0 doc_id relevance`)."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.files import InputError, read_lines, write_whole
+from formats.scores import parse_score
+
+# What trec_eval takes as white space (isspace of the C locale); str.split would also part an id at a no-break space.
+_COLUMN = re.compile(r"[^ \t\v\f]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+class ScoredDoc(NamedTuple):
+    """One line of a run."""
+
+    query_id: str
+    doc_id: str
+    score: float
+
+
+class Qrel(NamedTuple):
+    """One judgement: a relevance above 0 is relevant."""
+
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+def rank_documents(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """One query's `(doc_id, score)` in the order that trec_eval gives them: score, then document id, both descending.
+
+    trec_eval 9.0.8 holds a score as a 32-bit float (`form_res_rels.c`, `comp_sim_docno`), so scores that differ only
+    beyond that tie here. It compares ids byte by byte, which for UTF-8 is the order of Python's strings.
+    """
+    keys = zip(_as_float32(list(scores.values())).tolist(), scores, strict=True)
+    return [(doc_id, scores[doc_id]) for _, doc_id in sorted(keys, reverse=True)]
+
+
+def read_run(path: str | Path) -> dict[str, dict[str, float]]:
+    """Reads `{query_id: {doc_id: score}}`, queries in order of appearance. The rank column is not looked at.
+
+    Raises InputError, naming file and line, for a wrong number of columns, a score that is not a finite number, or a
+    document that its query has already.
+    """
+    run: dict[str, dict[str, float]] = {}
+    line_of: dict[tuple[str, str], int] = {}
+    for number, row in _run_rows(path):
+        first = line_of.setdefault(row[:2], number)
+        if first != number:
+            raise InputError(
+                f"{path} line {number}: document {row.doc_id} of query {row.query_id} stands in line {first} already"
+            )
+        run.setdefault(row.query_id, {})[row.doc_id] = row.score
+    return run
+
+
+def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = None) -> dict[str, dict[str, int]]:
+    """Reads `{query_id: {doc_id: relevance}}`. A judgement that is repeated with the same relevance is taken once.
+
+    Where a document has two relevances the file contradicts itself. With `on_conflict` that is called with a message
+    naming both lines and the higher relevance holds; without, it is an error.
+
+    Raises InputError, naming file and line, for a wrong number of columns, a relevance that is not an integer, or such
+    a conflict.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    line_of: dict[tuple[str, str], int] = {}
+    for number, row in _qrel_rows(path):
+        grades = qrels.setdefault(row.query_id, {})
+        known = grades.setdefault(row.doc_id, row.relevance)
+        first = line_of.setdefault(row[:2], number)
+        if known != row.relevance:
+            conflict = (
+                f"{path} line {number}: document {row.doc_id} of query {row.query_id} has relevance {row.relevance}, "
+                f"but {known} in line {first}"
+            )
+            if on_conflict is None:
+                raise InputError(conflict)
+            on_conflict(conflict)
+            if row.relevance > known:
+                grades[row.doc_id] = row.relevance
+                line_of[row[:2]] = number
+    return qrels
+
+
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name: str) -> int:
+    """Writes a run, ranked by score and then document id, both descending; returns how many lines.
+
+    Raises InputError for a score that is beyond the 32-bit floats of trec_eval.
+    """
+    count = 0
+    with write_whole(path) as file:
+        for query_id, scores in run.items():
+            ranking = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
+            try:
+                written = keep_order_in_float32([score for _, score in ranking])
+            except ValueError as error:
+                raise InputError(f"{path}: query {query_id}: {error}") from None
+            for rank, ((doc_id, _), score) in enumerate(zip(ranking, written, strict=True), start=1):
+                file.write(f"{query_id}\tQ0\t{doc_id}\t{rank}\t{score!r}\t{run_name}\n")
+                count += 1
+    return count
+
+
+def keep_order_in_float32(scores: list[float]) -> list[float]:
+    """Descending scores as they have to be written for trec_eval to see their order.
+
+    Near 1, where a ranker saturates, float64 tells documents apart that are one number in trec_eval's 32 bits; it would
+    rank them by their ids. So a score that is lower than the one above it, but would not be so in 32 bits, becomes the
+    next 32-bit float below what was written above it. Equal scores stay equal, and all others stay as they are.
+
+    Raises ValueError where a score is not finite in 32 bits.
+    """
+    written: list[float] = []
+    narrow = _as_float32(scores)
+    for i, score in enumerate(scores):
+        if i and score == scores[i - 1]:
+            narrow[i], score = narrow[i - 1], written[-1]
+        elif i and narrow[i] >= narrow[i - 1]:
+            with np.errstate(over="ignore"):
+                narrow[i] = np.nextafter(narrow[i - 1], np.float32(-np.inf))
+            score = float(narrow[i])
+        if not np.isfinite(narrow[i]):
+            raise ValueError(f"score {scores[i]!r} is beyond the 32-bit floats in which trec_eval holds scores")
+        written.append(float(score))
+    return written
+
+
+def _as_float32(scores: list[float]) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.array(scores, dtype=np.float64).astype(np.float32)
+
+
+def _run_rows(path: str | Path) -> Iterator[tuple[int, ScoredDoc]]:
+    for number, line in read_lines(path):
+        fields = _columns(path, number, line, ("query_id", "Q0", "doc_id", "rank", "score", "run_name"))
+        try:
+            yield number, ScoredDoc(fields[0], fields[2], parse_score(fields[4]))
+        except ValueError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+
+
+def _qrel_rows(path: str | Path) -> Iterator[tuple[int, Qrel]]:
+    for number, line in read_lines(path):
+        fields = _columns(path, number, line, ("query_id", "0", "doc_id", "relevance"))
+        if not _INTEGER.fullmatch(fields[3]):
+            raise InputError(f"{path} line {number}: relevance '{fields[3]}' is not an integer")
+        yield number, Qrel(fields[0], fields[2], int(fields[3]))
+
+
+def _columns(path: str | Path, number: int, line: str, names: tuple[str, ...]) -> list[str]:
+    fields = _COLUMN.findall(line)
+    if len(fields) != len(names):
+        raise InputError(
+            f"{path} line {number}: {len(fields)} columns where {len(names)} are needed ({', '.join(names)})"
+        )
+    return fields

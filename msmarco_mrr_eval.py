@@ -1,0 +1,62 @@
+"""MRR and MRR@10 of a TREC run."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+from formats.files import InputError, run_script
+from formats.trec import rank_documents, read_qrels, read_run
+
+DESCRIPTION = """Prints the number of queries of a run (query_num), MRR and MRR@10 over them. Reads TREC judgements,
+`query_id 0 doc_id relevance`, of which a relevance above 0 is relevant, and a TREC run,
+`query_id Q0 doc_id rank score run_name`, which it ranks by score as trec_eval does (the rank column is not looked at).
+A query of the run without a relevant document counts 0. Call: python msmarco_mrr_eval.py qrels.txt run.txt"""
+
+
+def first_relevant_rank(scores: Mapping[str, float], grades: Mapping[str, int]) -> int | None:
+    """The rank, from 1, of the first document with a relevance above 0; None where the run has none."""
+    for rank, (doc_id, _) in enumerate(rank_documents(scores), start=1):
+        if grades.get(doc_id, 0) > 0:
+            return rank
+    return None
+
+
+def mean_reciprocal_rank(ranks: list[int | None], cutoff: int | None = None) -> float:
+    """The mean of 1 / rank, in which None, and a rank beyond the cut-off, is 0."""
+    total = 0.0  # Added one by one: `sum` rounds otherwise from Python 3.12 on.
+    for rank in ranks:
+        if rank is not None and (cutoff is None or rank <= cutoff):
+            total += 1 / rank
+    return total / len(ranks)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser.add_argument("qrels", metavar="QRELS", help="judgements, four columns")
+    parser.add_argument("run", metavar="RUN", help="run, six columns")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    conflicts: list[str] = []
+    qrels = read_qrels(args.qrels, on_conflict=conflicts.append)
+    run = read_run(args.run)
+    unjudged = sum(query_id not in qrels for query_id in run)
+    if unjudged == len(run):
+        raise InputError(f"{args.qrels} and {args.run} share no query; are they of the same collection?")
+    if conflicts:
+        print(
+            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
+            file=sys.stderr,
+        )
+    if unjudged:
+        print(f"note: {unjudged} of {len(run)} queries have no judgements and count 0", file=sys.stderr)
+    ranks = [first_relevant_rank(scores, qrels.get(query_id, {})) for query_id, scores in run.items()]
+    print(f"query_num: {len(ranks)}")
+    print(f"MRR: {mean_reciprocal_rank(ranks)!r}")
+    print(f"MRR@10: {mean_reciprocal_rank(ranks, cutoff=10)!r}")
+
+
+if __name__ == "__main__":
+    run_script(main)
