@@ -1,0 +1,247 @@
+"""The one door through which weights enter and leave. Nothing else knows a parameter's name on disk."""
+
+import json
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import BertConfig
+
+from modeling.bert import POOLED_ACTIVATIONS, BertRanker
+from modeling.vocabulary import VocabularyError, load_vocabulary, save_tokenizer, vocabulary_sha256
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A model directory that cannot be used. The message names it and the tensor or setting at fault."""
+
+
+class FeaturesOrigin(Protocol):
+    """What features say of their making."""
+
+    max_seq_length: int
+    vocab_size: int
+    vocab_sha256: str
+
+
+class Checkpoint(NamedTuple):
+    """What a model directory holds. `fit_dense` is the map to the teacher's hidden size, where it was saved."""
+
+    config: BertConfig
+    pooled_activation: str
+    weights: dict[str, torch.Tensor]
+    fit_dense: dict[str, torch.Tensor]
+
+
+def load_ranker(
+    model_dir: str | Path, pooled_activation: str | None = None, initialise_missing_with_seed: int | None = None
+) -> tuple[BertRanker, dict[str, torch.Tensor]]:
+    """Loads a ranker in float32 on the CPU from either layout: `config.json` with `model.safetensors` or
+    `pytorch_model.bin` (transformers), or `bert_config.json` with `pytorch_model.bin` (as published).
+
+    `pooled_activation` None takes what `config.json` says, or "none". A missing classifier or pooler is an error,
+    unless a seed is given: then it starts at BERT's initial values with a warning. Returns the model, in evaluation
+    mode, and the saved `fit_dense` (`weight`, `bias`), empty where there is none.
+
+    Raises CheckpointError for anything else that is missing, of the wrong shape, not finite, or no model at all.
+    """
+    checkpoint = _read(Path(model_dir))
+    config, weights = checkpoint.config, checkpoint.weights
+    with torch.device("meta"):
+        model = BertRanker(config, pooled_activation or checkpoint.pooled_activation)
+    expected = model.state_dict()
+
+    for name, tensor in weights.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{model_dir}: {name} has shape {tuple(tensor.shape)} where the config needs "
+                f"{tuple(expected[name].shape)}"
+            )
+    missing = [name for name in expected if name not in weights]
+    heads = [name for name in missing if name.startswith(("classifier.", "bert.pooler."))]
+    if set(missing) - set(heads):
+        name = min(set(missing) - set(heads))
+        raise CheckpointError(f"{model_dir}: {name} is missing from the weights ({len(missing)} missing in all)")
+    if heads and initialise_missing_with_seed is None:
+        raise CheckpointError(
+            f"{model_dir}: {heads[0]} is missing, so it is no fine-tuned ranker; fine-tune it with --distill_model hard"
+        )
+    if heads:
+        logger.warning("%s: %s not found, starting from initial values", model_dir, ", ".join(heads))
+        generator = torch.Generator().manual_seed(initialise_missing_with_seed)
+        for name in heads:
+            weights[name] = _initial_values(expected[name].shape, config.initializer_range, generator)
+    unused = sorted(set(weights) - set(expected))
+    if unused:
+        logger.warning("%s: %d tensors not used, the first is %s", model_dir, len(unused), unused[0])
+    model = model.to_empty(device="cpu")
+    _restore_buffers(model)
+    model.load_state_dict({name: weights[name] for name in expected})
+    return model.eval(), checkpoint.fit_dense
+
+
+def make_fit_dense(
+    student_size: int, teacher_size: int, saved: dict[str, torch.Tensor], seed: int, initializer_range: float
+) -> nn.Linear:
+    """The linear map from student to teacher hidden states, from a checkpoint or, with a warning, from initial values.
+
+    Raises CheckpointError where the saved one has another shape.
+    """
+    fit_dense = nn.Linear(student_size, teacher_size)
+    if not saved:
+        logger.warning("student: fit_dense not found, starting from initial values")
+        generator = torch.Generator().manual_seed(seed)
+        saved = {
+            name: _initial_values(tensor.shape, initializer_range, generator)
+            for name, tensor in fit_dense.state_dict().items()
+        }
+    for name, tensor in fit_dense.state_dict().items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            found = tuple(saved[name].shape) if name in saved else "missing"
+            raise CheckpointError(f"student: fit_dense.{name} is {found} where the teacher needs {tuple(tensor.shape)}")
+    fit_dense.load_state_dict(saved)
+    return fit_dense
+
+
+def save_ranker(model: BertRanker, tokens: list[str], do_lower_case: bool, directory: Path) -> None:
+    """Writes a model directory that transformers' `AutoModelForSequenceClassification` loads into `directory`.
+
+    Raises CheckpointError, before anything is written, where a weight is not finite.
+    """
+    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{directory}: not written, since {name} is not finite; lower the learning rate")
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "_attn_implementation", "transformers_version"):
+        config.pop(name, None)
+    config |= {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "num_labels": 2,
+        "pooled_activation": model.pooled_activation,
+        "dtype": "float32",
+    }
+    safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(directory, tokens, do_lower_case, model.config.max_position_embeddings)
+    directory.joinpath("config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def check_reads_features(
+    model_dir: Path, model: BertRanker, features_file: Path, header: FeaturesOrigin
+) -> list[str] | None:
+    """Returns the model's vocabulary, or None with a warning where its directory has none to compare.
+
+    Raises CheckpointError where the model cannot read features that were made so: longer than its positions, or with
+    another vocabulary.
+    """
+    config = model.config
+    where = f"{features_file} does not fit the model {model_dir}"
+    if header.max_seq_length > config.max_position_embeddings:
+        raise CheckpointError(
+            f"{where}: examples of up to {header.max_seq_length} tokens, {config.max_position_embeddings} positions; "
+            "tokenize with a smaller --max_seq_length"
+        )
+    if header.vocab_size > config.vocab_size or config.type_vocab_size < 2:
+        raise CheckpointError(
+            f"{where}: {header.vocab_size} tokens and 2 segments, embeddings for {config.vocab_size} and "
+            f"{config.type_vocab_size}; tokenize with its own --bert_model_dir"
+        )
+    try:
+        vocabulary = load_vocabulary(model_dir)
+    except VocabularyError as error:
+        logger.warning("vocabulary not compared: %s", error)
+        return None
+    if vocabulary_sha256(vocabulary) != header.vocab_sha256:
+        raise CheckpointError(f"{where}: made with another vocabulary; tokenize with --bert_model_dir {model_dir}")
+    return vocabulary
+
+
+def _read(model_dir: Path) -> Checkpoint:
+    if not model_dir.is_dir():
+        raise CheckpointError(f"{model_dir} is not a directory; name a model directory")
+    config_file = _first_file(model_dir, "config.json", "bert_config.json")
+    try:
+        settings = json.loads(config_file.read_text("utf-8"))
+        if settings.get("model_type", "bert") != "bert":
+            raise CheckpointError(f"{config_file}: model_type '{settings['model_type']}' is not bert")
+        pooled_activation = settings.pop("pooled_activation", "none")
+        settings = {key: value for key, value in settings.items() if key not in ("architectures", "num_labels")}
+        config = BertConfig.from_dict({**settings, "num_labels": 2, "id2label": None, "label2id": None})
+        if config.hidden_size % config.num_attention_heads:
+            raise CheckpointError(
+                f"{config_file}: hidden size {config.hidden_size} is no multiple of {config.num_attention_heads} heads"
+            )
+    except (AttributeError, TypeError, ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{config_file}: no BERT config ({error})") from None
+    if pooled_activation not in POOLED_ACTIVATIONS:
+        raise CheckpointError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
+
+    weights_file = _first_file(model_dir, "model.safetensors", "pytorch_model.bin")
+    try:
+        if weights_file.suffix == ".safetensors":
+            raw = safetensors.torch.load_file(weights_file)
+        else:
+            raw = torch.load(weights_file, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{weights_file}: no weights that can be read ({reason})") from None
+    if not isinstance(raw, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in raw.values()):
+        raise CheckpointError(f"{weights_file}: holds something else than named tensors")
+
+    weights, fit_dense = {}, {}
+    bare = not any(_without_prefix(name).startswith("bert.") for name in raw)
+    for name, tensor in raw.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{weights_file}: {name} is not finite")
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", _without_prefix(name))
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = f"bert.{name}"
+        if name.endswith("position_ids") or name.startswith("cls."):
+            continue  # counts 0, 1, 2...; the heads of pre-training
+        if name.startswith("fit_dense."):
+            fit_dense[name.removeprefix("fit_dense.")] = tensor.float()
+        else:
+            weights[name] = tensor.float()
+    depths = [int(found[1]) for name in weights if (found := re.match(r"bert\.encoder\.layer\.(\d+)\.", name))]
+    depth = max(depths, default=-1) + 1
+    if depth != config.num_hidden_layers:
+        raise CheckpointError(
+            f"{weights_file}: has {depth} layers where {config_file.name} says {config.num_hidden_layers}"
+        )
+    return Checkpoint(config, pooled_activation, weights, fit_dense)
+
+
+def _without_prefix(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _first_file(model_dir: Path, *names: str) -> Path:
+    for name in names:
+        if (model_dir / name).is_file():
+            return model_dir / name
+    raise CheckpointError(f"{model_dir} holds neither {' nor '.join(names)}; name a model directory")
+
+
+def _initial_values(shape: torch.Size, initializer_range: float, generator: torch.Generator) -> torch.Tensor:
+    """BERT's: weights normal, biases 0."""
+    if len(shape) == 1:
+        return torch.zeros(shape)
+    return torch.empty(shape).normal_(0.0, initializer_range, generator=generator)
+
+
+def _restore_buffers(model: BertRanker) -> None:
+    """The embeddings' position and segment numbers, which no checkpoint holds and `to_empty` leaves undefined."""
+    embeddings = model.bert.embeddings
+    embeddings.position_ids = torch.arange(model.config.max_position_embeddings)[None, :]
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)

@@ -1,0 +1,93 @@
+"""BertAdam: the optimiser that BERT was fine-tuned with, and its learning rate schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+
+def warmup_linear(progress: float, warmup: float) -> float:
+    """The factor on the learning rate: progress/warmup below `warmup`, then max((progress - 1)/(warmup - 1), 0).
+
+    `progress` is updates done / updates in all. For 0 <= warmup < 1.
+    """
+    return progress / warmup if progress < warmup else max((progress - 1.0) / (warmup - 1.0), 0.0)
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam as published with BERT (Devlin et al. 2019): no bias correction, decoupled weight decay, and each parameter
+    tensor's gradient clipped to norm `max_grad_norm` on its own.
+
+        p -= lr_t * ( m / (sqrt(v) + eps) + weight_decay * p ),  lr_t = lr * warmup_linear(step / total_steps, warmup)
+
+    `step` counts this optimiser's updates from 0, so the first has a learning rate of 0 where there is a warm-up. It is
+    kept in `param_groups`. Gradients must be unscaled.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        total_steps: int,
+        warmup: float = 0.1,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        max_grad_norm: float = 1.0,
+    ):
+        if lr < 0 or total_steps < 1 or not 0 <= warmup < 1:
+            raise ValueError(f"lr {lr}, total_steps {total_steps}, warmup {warmup}: needs lr >= 0, 1 or more, [0, 1)")
+        settings = {"lr": lr, "total_steps": total_steps, "warmup": warmup, "weight_decay": weight_decay}
+        super().__init__(params, settings | {"betas": betas, "eps": eps, "max_grad_norm": max_grad_norm, "step": 0})
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        group = self.param_groups[0]
+        return group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of all parameters that have a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            rate = group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
+            group["step"] += 1
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+            m = [self.state[p]["m"] for p in params]
+            v = [self.state[p]["v"] for p in params]
+            beta1, beta2 = group["betas"]
+
+            grads = _clipped([p.grad for p in params], group["max_grad_norm"])
+            torch._foreach_lerp_(m, grads, 1.0 - beta1)
+            torch._foreach_mul_(v, beta2)
+            torch._foreach_addcmul_(v, grads, grads, 1.0 - beta2)
+            denominators = torch._foreach_sqrt(v)
+            torch._foreach_add_(denominators, group["eps"])
+            updates = torch._foreach_div(m, denominators)
+            if group["weight_decay"] > 0:
+                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-rate)
+
+
+def _clipped(grads: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:
+    """Each gradient scaled to at most `max_norm` on its own, as `clip_grad_norm_` of torch does for one tensor."""
+    if not math.isfinite(max_norm):
+        return grads
+    factors = torch._foreach_norm(grads)
+    torch._foreach_add_(factors, 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, max_norm)
+    torch._foreach_clamp_max_(factors, 1.0)
+    return list(torch._foreach_mul(grads, factors))
+
+
+def decay_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Parameter groups with weight decay, but none on biases and LayerNorm."""
+    decayed, plain = [], []
+    for name, parameter in named_parameters:
+        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,0 +1,116 @@
+"""A model directory's WordPiece vocabulary, and the tokenizer that it makes. Loads no torch."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class VocabularyError(ValueError):
+    """A vocabulary that cannot be used. The message names the file."""
+
+
+def load_vocabulary(model_dir: str | Path) -> list[str]:
+    """Reads a model directory's tokens, in the order of their ids, from `vocab.txt` or `tokenizer.json`.
+
+    Raises VocabularyError where neither is there, or where it is no BERT WordPiece vocabulary.
+    """
+    vocab_file, tokenizer_file = Path(model_dir) / "vocab.txt", Path(model_dir) / "tokenizer.json"
+    if vocab_file.is_file():
+        path = vocab_file
+        try:
+            lines = vocab_file.read_bytes().decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
+        tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    elif tokenizer_file.is_file():
+        path = tokenizer_file
+        try:
+            model = json.loads(tokenizer_file.read_text("utf-8"))["model"]
+            if model.get("type", "WordPiece") != "WordPiece":
+                raise VocabularyError(f"{path}: a {model['type']} vocabulary; BERT's is WordPiece")
+            ids = model["vocab"]
+            tokens = sorted(ids, key=ids.__getitem__)
+            if [ids[token] for token in tokens] != list(range(len(tokens))):
+                raise VocabularyError(f"{path}: token ids are not 0 to {len(tokens) - 1}")
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise VocabularyError(f"{path}: no tokenizer file ({type(error).__name__}: {error})") from None
+    else:
+        raise VocabularyError(f"{model_dir} holds neither vocab.txt nor tokenizer.json; name a model directory")
+    missing = [token for token in SPECIAL_TOKENS[:4] if token not in tokens]
+    if missing:
+        raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is no BERT vocabulary")
+    if tokens[0] != "[PAD]":
+        raise VocabularyError(f"{path}: the first token is '{tokens[0]}', where BERT's is [PAD]")
+    return tokens
+
+
+def vocabulary_sha256(tokens: Sequence[str]) -> str:
+    """A fingerprint by which features and models know that they speak of the same token ids."""
+    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
+
+
+def wordpiece_tokenizer(tokens: Sequence[str], do_lower_case: bool) -> Tokenizer:
+    """BERT's WordPiece on the Rust tokenizer. Text never becomes a control token: `[SEP]` yields ordinary pieces."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = BertNormalizer(lowercase=do_lower_case)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def truncated_lengths(query_length: int, passage_length: int, limit: int) -> tuple[int, int]:
+    """How many tokens of each side stay when, while both exceed `limit`, the last token of the longer side is
+    dropped, of the passage when they are equally long (`_truncate_seq_pair` of BERT, Devlin et al. 2019)."""
+    query_kept = min(query_length, max(limit - passage_length, limit - limit // 2))
+    return query_kept, min(passage_length, limit - query_kept)
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], max_seq_length: int
+) -> Iterator[tuple[list[int], int]]:
+    """Encodes (query, passage) pairs as `[CLS] query [SEP] passage [SEP]`, each distinct text once.
+
+    Yields for each pair its token ids, at most `max_seq_length`, and the length of its first segment.
+    """
+    pairs = list(pairs)
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ids = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    for query, passage in pairs:
+        query_ids, passage_ids = ids[query], ids[passage]
+        query_kept, passage_kept = truncated_lengths(len(query_ids), len(passage_ids), max_seq_length - 3)
+        yield [cls, *query_ids[:query_kept], sep, *passage_ids[:passage_kept], sep], query_kept + 2
+
+
+def save_tokenizer(directory: Path, tokens: Sequence[str], do_lower_case: bool, max_length: int) -> None:
+    """Writes `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, as `AutoTokenizer` reads them."""
+    tokenizer = wordpiece_tokenizer(tokens, do_lower_case)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token in tokens]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": do_lower_case,
+        "model_max_length": max_length,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS if token in tokens},
+    }
+    directory.joinpath("vocab.txt").write_bytes("".join(f"{token}\n" for token in tokens).encode())
+    tokenizer.save(str(directory / "tokenizer.json"))
+    directory.joinpath("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
