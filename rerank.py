@@ -1,0 +1,122 @@
+"""Features and a ranker in; a score for each passage out."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from formats.features import FeatureBlock, FeaturesHeader, pad_batch, read_blocks, read_header
+from formats.files import InputError, refuse_existing, report, run_script
+from formats.pairs import split_example_id
+from formats.scores import PassageScore, write_scores
+from modeling.bert import POOLED_ACTIVATIONS, BertRanker
+from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker
+from modeling.device import DeviceError, choose_device, device_name, half_precision
+from modeling.vocabulary import VocabularyError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Scores the passages of tokenized (query, passage) pairs with a ranker, teacher or student.
+
+  python rerank.py --model_dir student/ --features_file test.features --output_scores_file test.scores
+
+In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.py --set_name test), and a model
+     directory.
+Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
+     "relevant", from 0 to 1.""",
+    )
+    parser.add_argument("--model_dir", type=Path, required=True, help="the ranker's model directory")
+    parser.add_argument("--features_file", type=Path, required=True, help="tokenized pairs")
+    parser.add_argument("--output_scores_file", type=Path, required=True, help="the scores to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the scores file if it exists")
+    parser.add_argument("--eval_batch_size", type=int, default=32, help="pairs scored at a time (default 32)")
+    parser.add_argument("--max_seq_length", type=int, help="must be that of the features, which is the default")
+    parser.add_argument(
+        "--pooled_activation", choices=POOLED_ACTIVATIONS, help="before the classifier (default: as the model says)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
+    parser.add_argument("--fp16", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
+    args = parser.parse_args()
+    if args.eval_batch_size < 1:
+        raise InputError("--eval_batch_size: needs to be 1 or more")
+    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite)
+    return args
+
+
+def check_features(path: Path, max_seq_length: int | None) -> tuple[FeaturesHeader, int]:
+    """Reads all features once, so that a fault is found before any work; returns header and number of examples.
+
+    Raises InputError for a fault, another `max_seq_length`, or an id that is not query_id#passage_id.
+    """
+    header = read_header(path)
+    if max_seq_length not in (None, header.max_seq_length):
+        raise InputError(f"--max_seq_length: {path} was made with {header.max_seq_length}; tokenize again")
+    count = 0
+    for number, block in enumerate(read_blocks(path)):
+        for i, example_id in enumerate(block.example_ids):
+            try:
+                split_example_id(example_id)
+            except ValueError as error:
+                raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
+        count += len(block.example_ids)
+    return header, count
+
+
+@torch.inference_mode()
+def score_block(model: BertRanker, block: FeatureBlock, batch_size: int, fp16: bool, progress: tqdm) -> np.ndarray:
+    """P(class 1) of every example of a block, (n,) float64.
+
+    Examples of like length are scored together: a score does not depend on padding, and less of it is less work. The
+    softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
+    """
+    device = next(model.parameters()).device
+    scores = np.empty(len(block.example_ids), np.float64)
+    longest_first = np.argsort(-np.diff(block.offsets), kind="stable")
+    for first in range(0, len(scores), batch_size):
+        chosen = longest_first[first : first + batch_size]
+        batch = {
+            name: torch.from_numpy(array).to(device, non_blocking=True)
+            for name, array in pad_batch([(block, int(i)) for i in chosen]).items()
+            if name != "labels"
+        }
+        with torch.autocast(device.type, half_precision(device), enabled=fp16):
+            logits = model(**batch).logits
+        scores[chosen] = torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy()
+        progress.update(len(chosen))
+    return scores
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    header, count = check_features(args.features_file, args.max_seq_length)
+    model, _ = load_ranker(args.model_dir, args.pooled_activation)
+    check_reads_features(args.model_dir, model, args.features_file, header)
+    model.to(device)
+    start = time.monotonic()
+
+    def rows() -> Iterator[PassageScore]:
+        with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
+            for block in read_blocks(args.features_file):
+                scores = score_block(model, block, args.eval_batch_size, args.fp16, progress)
+                for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
+                    yield PassageScore(*split_example_id(example_id), score)
+
+    write_scores(args.output_scores_file, rows())
+    seconds = time.monotonic() - start
+    report(
+        f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
+        f"{args.model_dir} on {device_name(device)}",
+        args.output_scores_file.with_name(f"{args.output_scores_file.name}.log"),
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, CheckpointError, VocabularyError, DeviceError)
