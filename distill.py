@@ -3,11 +3,13 @@
 import argparse
 import json
 import logging
+import logging.handlers
 import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -117,7 +119,7 @@ def check_args(args: argparse.Namespace) -> None:
             else f"--teacher_model: needed for --distill_model {args.distill_model}"
         )
     for name in ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "train_loss_step"):
-        if getattr(args, name) < 1:
+        if not 1 <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be 1 or more")
     if args.num_train_epochs != int(args.num_train_epochs):
         raise InputError("--num_train_epochs: needs to be a whole number")
@@ -127,6 +129,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name, least in (("learning_rate", 0.0), ("weight_decay", 0.0), ("save_model_step", 0), ("seed", 0)):
         if not least <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be {least} or more")
+    if args.seed >= 1 << 64:
+        raise InputError("--seed: needs to be below 2^64")
     if not 0 < args.temperature < float("inf"):
         raise InputError("--temperature: needs to be above 0")
     if not 0 <= args.alpha <= 1:
@@ -137,28 +141,36 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--fp16_opt_level: needs to be O0, O1, O2 or O3")
     if args.fp16_opt_level != "O1" and not (args.fp16 and args.fp16_backend == "apex"):
         raise InputError("--fp16_opt_level: other levels than O1 need --fp16 --fp16_backend apex")
+    if args.fp16_backend == "apex":
+        if not args.fp16:
+            raise InputError("--fp16_backend: apex needs --fp16")
+        import_apex_amp()
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
     if args.no_cuda:
         args.device = "cpu"
 
 
-def prepare_output_dir(directory: Path, overwrite: bool) -> None:
-    """Makes the directory. Raises InputError where it holds a run, unless `overwrite` is given.
+def earlier_checkpoints(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
-    The model of an earlier run stays until the new one replaces it; its checkpoints go.
-    """
+
+def check_output_dir(directory: Path, overwrite: bool) -> None:
+    """Raises InputError where the directory holds a run, unless `overwrite` is given."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_student_dir: {directory} is a file")
     models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json", "train_loss.jsonl")
-    checkpoints = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    found = [directory / name for name in models if (directory / name).exists()] + checkpoints
+    found = [directory / name for name in models if (directory / name).exists()] + earlier_checkpoints(directory)
     if found and not overwrite:
         raise InputError(
             f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; pass --overwrite to replace "
             "it, or name another directory"
         )
-    for checkpoint in checkpoints:
+
+
+def prepare_output_dir(directory: Path) -> None:
+    """Makes the directory. The model of an earlier run stays until the new one replaces it; its checkpoints go."""
+    for checkpoint in earlier_checkpoints(directory):
         shutil.rmtree(checkpoint)
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -217,7 +229,7 @@ def distillation_losses(
 def make_backward(args: argparse.Namespace, scaler: torch.amp.GradScaler, optimizer: BertAdam) -> Callable:
     """How a loss becomes gradients: `backward(loss, last)`, `last` on the last part of an accumulated batch."""
     if args.fp16 and args.fp16_backend == "apex":
-        from apex import amp
+        amp = import_apex_amp()
 
         def backward(loss: torch.Tensor, last: bool) -> None:
             with amp.scale_loss(loss, optimizer, delay_unscale=not last) as scaled_loss:
@@ -227,8 +239,8 @@ def make_backward(args: argparse.Namespace, scaler: torch.amp.GradScaler, optimi
     return lambda loss, last: scaler.scale(loss).backward()
 
 
-def initialise_apex(args: argparse.Namespace, models: list[torch.nn.Module], optimizer: BertAdam) -> None:
-    """Lets apex.amp patch models and optimiser. Raises InputError where there is no apex with amp."""
+def import_apex_amp() -> ModuleType:
+    """The module apex.amp. Raises InputError where there is no apex with amp."""
     try:
         from apex import amp
     except ImportError:
@@ -236,7 +248,7 @@ def initialise_apex(args: argparse.Namespace, models: list[torch.nn.Module], opt
             "--fp16_backend apex: no NVIDIA apex with amp is installed (the PyPI package of that name is another "
             "project); use --fp16_backend torch"
         ) from None
-    amp.initialize(models, optimizer, opt_level=args.fp16_opt_level)
+    return amp
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -266,7 +278,7 @@ def train(
     use_torch_amp = args.fp16 and args.fp16_backend == "torch"
     scaler = torch.amp.GradScaler(device.type, enabled=use_torch_amp and device.type == "cuda")
     if args.fp16 and args.fp16_backend == "apex":
-        initialise_apex(args, list(trained.values()), optimizer)
+        import_apex_amp().initialize(list(trained.values()), optimizer, opt_level=args.fp16_opt_level)
     backward = make_backward(args, scaler, optimizer)
     autocast = torch.autocast(device.type, half_precision(device), enabled=use_torch_amp)
     # The attention and hidden-state losses count padding, so the padded length is part of the published method.
@@ -299,7 +311,7 @@ def train(
                     sums += torch.stack([losses[name].detach() for name in LOSSES]) / len(parts)
                 scaler.step(optimizer)
                 scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 global_step += 1
                 steps_since_line += 1
                 progress.update()
@@ -329,6 +341,7 @@ def log_to(path: Path) -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         handlers=[logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")],
+        force=True,
     )
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -336,10 +349,10 @@ def log_to(path: Path) -> None:
 def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
-    prepare_output_dir(args.output_student_dir, args.overwrite)
-    log_to(args.output_student_dir / "distill.log")
-    logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
-    logger.info("device: %s", device_name(device))
+    check_output_dir(args.output_student_dir, args.overwrite)
+    # Until everything is checked, nothing is written, and a refusal is one line on stderr: warnings wait for the log.
+    warnings = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    logging.getLogger().addHandler(warnings)
     features = Features(args.features_file)
     header = features.header
     if args.max_seq_length not in (None, header.max_seq_length):
@@ -371,6 +384,13 @@ def main() -> None:
     if vocabulary is None:
         raise InputError(f"--general_student_model: {args.general_student_model} needs a vocab.txt for its student")
     student.to(device)
+
+    prepare_output_dir(args.output_student_dir)
+    log_to(args.output_student_dir / "distill.log")
+    logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
+    logger.info("device: %s", device_name(device))
+    for record in warnings.buffer:
+        logging.getLogger().handle(record)
 
     def save_student(directory: Path) -> None:
         with write_whole_directory(directory, last="config.json") as partial:

@@ -106,6 +106,8 @@ def main() -> None:
         with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
             for block in read_blocks(args.features_file):
                 scores = score_block(model, block, args.eval_batch_size, args.fp16, progress)
+                if not np.isfinite(scores).all():
+                    raise InputError(f"--model_dir: {args.model_dir} gives a score that is not finite")
                 for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
                     yield PassageScore(*split_example_id(example_id), score)
 

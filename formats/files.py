@@ -98,6 +98,7 @@ def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
     Where `path` exists its other files stay, and file `last`, without which the directory counts as incomplete, is
     taken away first and arrives last.
     """
+    path = Path(os.path.abspath(path))  # "." has no name
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -1,13 +1,12 @@
 """The one door through which weights enter and leave. Nothing else knows a parameter's name on disk."""
 
+import copy
 import json
 import logging
-import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -54,8 +53,11 @@ def load_ranker(
     """
     checkpoint = _read(Path(model_dir))
     config, weights = checkpoint.config, checkpoint.weights
-    with torch.device("meta"):
-        model = BertRanker(config, pooled_activation or checkpoint.pooled_activation)
+    try:
+        with torch.device("meta"):
+            model = BertRanker(config, pooled_activation or checkpoint.pooled_activation)
+    except Exception as error:  # a setting out of range raises almost anything, deep inside torch
+        raise CheckpointError(f"{model_dir}: no BERT can be made from its config ({error!r})") from None
     expected = model.state_dict()
 
     for name, tensor in weights.items():
@@ -108,6 +110,19 @@ def make_fit_dense(
             raise CheckpointError(f"student: fit_dense.{name} is {found} where the teacher needs {tuple(tensor.shape)}")
     fit_dense.load_state_dict(saved)
     return fit_dense
+
+
+def take_layers(model: BertRanker, layers: list[int]) -> BertRanker:
+    """A model of the layers named, counted from 1, in that order, with the embeddings and the head of `model`."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(layers)
+    taken = BertRanker(config, model.pooled_activation)
+    weights = model.state_dict()
+    for name in taken.state_dict():
+        if found := re.match(r"(bert\.encoder\.layer\.)(\d+)(\..*)", name):
+            weights[name] = model.state_dict()[f"{found[1]}{layers[int(found[2])] - 1}{found[3]}"]
+    taken.load_state_dict({name: weights[name] for name in taken.state_dict()})
+    return taken.eval()
 
 
 def save_ranker(model: BertRanker, tokens: list[str], do_lower_case: bool, directory: Path) -> None:
@@ -175,13 +190,16 @@ def _read(model_dir: Path) -> Checkpoint:
         pooled_activation = settings.pop("pooled_activation", "none")
         settings = {key: value for key, value in settings.items() if key not in ("architectures", "num_labels")}
         config = BertConfig.from_dict({**settings, "num_labels": 2, "id2label": None, "label2id": None})
+        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+            if getattr(config, name) < 1:
+                raise CheckpointError(f"{config_file}: {name} {getattr(config, name)} is not 1 or more")
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(
                 f"{config_file}: hidden size {config.hidden_size} is no multiple of {config.num_attention_heads} heads"
             )
-    except (AttributeError, TypeError, ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # the check of a field raises a class of its own, by version of transformers
         raise CheckpointError(f"{config_file}: no BERT config ({error})") from None
     if pooled_activation not in POOLED_ACTIVATIONS:
         raise CheckpointError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
@@ -192,10 +210,12 @@ def _read(model_dir: Path) -> Checkpoint:
             raw = safetensors.torch.load_file(weights_file)
         else:
             raw = torch.load(weights_file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # damage raises almost anything, an OSError without a name included
+        reason = (str(error).strip() or repr(error)).split("\n")[0]
         raise CheckpointError(f"{weights_file}: no weights that can be read ({reason})") from None
-    if not isinstance(raw, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in raw.values()):
+    if not isinstance(raw, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in raw.items()
+    ):
         raise CheckpointError(f"{weights_file}: holds something else than named tensors")
 
     weights, fit_dense = {}, {}

@@ -1,0 +1,464 @@
+"""The one door through which weights enter and leave."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import (
+    STUDENT,
+    TEACHER,
+    TOKENS,
+    bert_config,
+    random_weights,
+    student_weights,
+    teacher_weights,
+    write_published,
+    write_tiny_features,
+    write_transformers,
+)
+
+from benchmarks import plain
+from formats.features import Features, FeaturesHeader
+from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
+from modeling.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> dict[str, torch.Tensor]:
+    features = Features(write_tiny_features(tmp_path / "features", count=5))
+    return {name: torch.from_numpy(a) for name, a in features.batch(range(5)).items() if name != "labels"}
+
+
+def logits(model_dir: Path, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return load_ranker(model_dir)[0](**batch).logits
+
+
+def refused(model_dir: Path, *parts: str, seed: int | None = None) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_ranker(model_dir, initialise_missing_with_seed=seed)
+    for part in (str(model_dir), *parts):
+        assert part in str(caught.value)
+
+
+def renamed(weights: dict[str, torch.Tensor], change) -> dict[str, torch.Tensor]:
+    return {change(name): tensor for name, tensor in weights.items()}
+
+
+def test_both_layouts_load_and_compute_what_the_plain_version_does(tmp_path: Path, batch: dict) -> None:
+    weights = teacher_weights()
+    write_published(tmp_path / "published", TEACHER, weights)
+    write_transformers(tmp_path / "transformers", TEACHER, weights)
+    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
+    for layout in ("published", "transformers"):
+        model, fit_dense = load_ranker(tmp_path / layout)
+        assert not model.training
+        assert fit_dense == {}
+        assert model.pooled_activation == "none"
+        assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
+            name: tuple(tensor.shape) for name, tensor in weights.items()
+        }
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, weights[name]), name
+        torch.testing.assert_close(logits(tmp_path / layout, batch).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Path, batch: dict) -> None:
+    weights = teacher_weights()
+    model, _ = load_ranker(write_published(tmp_path / "m", TEACHER, weights))
+    layers = range(1, TEACHER.layers + 1)
+    with torch.no_grad():
+        found = model(**batch, hidden_states=True, queries_keys_of=layers)
+        ended = model(**batch, queries_keys_of=[2])
+    double = {name: tensor.double() for name, tensor in weights.items()}
+    _, scores, hidden = plain.bert(double, TEACHER.heads, batch)
+    assert len(found.hidden_states) == len(hidden) == TEACHER.layers + 1
+    for one, other in zip(found.hidden_states, hidden, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+    real = batch["attention_mask"][:, None, None, :].bool()
+    for number in layers:
+        query, key = found.queries_keys[number]
+        product = query.double() @ key.double().transpose(-1, -2) / (TEACHER.hidden / TEACHER.heads) ** 0.5
+        torch.testing.assert_close(
+            product.masked_fill(~real, 0.0), scores[number - 1].masked_fill(~real, 0.0), rtol=1e-4, atol=1e-5
+        )
+    assert (list(ended.queries_keys), ended.hidden_states) == ([2], ())
+
+
+def test_other_names_of_the_same_weights(tmp_path: Path, batch: dict) -> None:
+    weights = teacher_weights()
+    expected = logits(write_transformers(tmp_path / "plain", TEACHER, weights), batch)
+    same = {
+        "module": renamed(weights, lambda name: f"module.{name}"),
+        "gamma and beta": renamed(
+            weights,
+            lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ),
+        ),
+        "bare encoder": renamed(weights, lambda name: name.removeprefix("bert.")),
+        "pre-training heads and counts": weights
+        | {
+            "cls.predictions.bias": torch.zeros(9),
+            "cls.seq_relationship.weight": torch.zeros(2, 24),
+            "bert.embeddings.position_ids": torch.arange(TEACHER.positions)[None],
+        },
+        "half precision": {name: tensor.half().float() for name, tensor in weights.items()},
+    }
+    for number, (what, changed) in enumerate(same.items()):
+        directory = write_transformers(tmp_path / str(number), TEACHER, changed)
+        tolerance = 0.2 if what == "half precision" else 0.0
+        torch.testing.assert_close(logits(directory, batch), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    halves = {name: tensor.half() for name, tensor in teacher_weights().items()}
+    model, _ = load_ranker(write_transformers(tmp_path / "m", TEACHER, halves))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_config_and_weights_of_transformers_are_preferred(tmp_path: Path) -> None:
+    write_published(tmp_path / "m", STUDENT, student_weights())
+    write_transformers(tmp_path / "m", TEACHER, teacher_weights())
+    assert load_ranker(tmp_path / "m")[0].config.hidden_size == TEACHER.hidden
+
+
+# Errors that name what is at fault.
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "classifier.bias", "bert.pooler.dense.weight"])
+def test_a_teacher_without_a_part_of_its_head_is_refused(tmp_path: Path, name: str) -> None:
+    weights = teacher_weights()
+    del weights[name]
+    refused(write_published(tmp_path / "m", TEACHER, weights), f"{name} is missing", "--distill_model hard")
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.LayerNorm.bias",
+        "bert.encoder.layer.2.attention.self.key.bias",
+        "bert.encoder.layer.5.output.LayerNorm.weight",
+    ],
+)
+def test_a_missing_weight_of_the_encoder_is_refused(tmp_path: Path, name: str, seed: int | None) -> None:
+    weights = teacher_weights()
+    del weights[name]
+    refused(write_published(tmp_path / "m", TEACHER, weights), f"{name} is missing", seed=seed)
+
+
+def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
+    for name, shape in (("classifier.weight", (3, 24)), ("bert.encoder.layer.1.output.dense.weight", (40, 24))):
+        directory = write_published(tmp_path / name, TEACHER, teacher_weights() | {name: torch.zeros(shape)})
+        refused(directory, f"{name} has shape {shape} where the config needs", seed=7)
+
+
+def test_another_depth_than_the_config_says_is_refused(tmp_path: Path) -> None:
+    refused(write_published(tmp_path / "less", TEACHER._replace(layers=5), teacher_weights()), "6 layers", "says 5")
+    refused(write_published(tmp_path / "more", TEACHER._replace(layers=7), teacher_weights()), "6 layers", "says 7")
+    without = {name: t for name, t in teacher_weights().items() if ".layer.3." not in name}
+    refused(write_published(tmp_path / "gap", TEACHER, without), "bert.encoder.layer.3.", "is missing")
+
+
+def config_refused(directory: Path, settings: object, *parts: str) -> None:
+    write_transformers(directory, STUDENT, student_weights())
+    content = settings if isinstance(settings, bytes) else json.dumps(settings).encode()
+    (directory / "config.json").write_bytes(content)
+    refused(directory, "config", *parts, seed=7)
+
+
+def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
+    settings = bert_config(STUDENT, num_attention_heads=5)
+    config_refused(tmp_path / "m", settings, "hidden size 12 is no multiple of 5 heads")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'"bert"',
+        b"null",
+        b"\xff\xfe",
+        {"model_type": "roberta"},
+        bert_config(STUDENT, model_type="distilbert"),
+        bert_config(STUDENT, pooled_activation="gelu"),
+        bert_config(STUDENT, pooled_activation=["relu"]),
+        bert_config(STUDENT, num_attention_heads=0),
+        bert_config(STUDENT, num_attention_heads=-4),
+        bert_config(STUDENT, num_attention_heads="4"),
+        bert_config(STUDENT, hidden_size="12"),
+        bert_config(STUDENT, hidden_size=0),
+        bert_config(STUDENT, hidden_size=-12),
+        bert_config(STUDENT, num_hidden_layers=None),
+        bert_config(STUDENT, vocab_size=0),
+        bert_config(STUDENT, vocab_size=-1),
+        bert_config(STUDENT, max_position_embeddings=-1),
+        bert_config(STUDENT, hidden_act="no such function"),
+        bert_config(STUDENT, pad_token_id=10_000),
+        bert_config(STUDENT, hidden_dropout_prob=2.0),
+        bert_config(STUDENT, attention_probs_dropout_prob=-1.0),
+        bert_config(STUDENT, layer_norm_eps="small"),
+        bert_config(STUDENT, initializer_range="small"),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_none_of_bert_is_refused(tmp_path: Path, settings: object) -> None:
+    config_refused(tmp_path / "m", settings)
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    sizes = STUDENT._replace(layers=0)
+    refused(write_transformers(tmp_path / "m", sizes, random_weights(sizes, 0)), "config.json")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    for value in (float("nan"), float("inf")):
+        weights = teacher_weights()
+        weights["bert.encoder.layer.4.intermediate.dense.weight"][39, 23] = value
+        for write in (write_published, write_transformers):
+            directory = write(tmp_path / f"{value} {write.__name__}", TEACHER, weights)
+            refused(directory, "bert.encoder.layer.4.intermediate.dense.weight is not finite")
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    for write, name in ((write_transformers, "model.safetensors"), (write_published, "pytorch_model.bin")):
+        directory = write(tmp_path / name, STUDENT, student_weights())
+        content = (directory / name).read_bytes()
+        size = len(content)
+        for cut in (0, 1, 7, 8, 9, 100, size // 3, size // 2, size - 5000, size - 100, size - 1):
+            (directory / name).write_bytes(content[:cut])
+            refused(directory, name)
+        for other in (
+            b"\0" * 500,
+            b"\xff" * 500,
+            b"text\n" * 99,
+            b"\x80\x02.",
+            b"\x80\x02K\x01.",
+            b"\x80\x02}.",
+            b"PK",
+        ):
+            (directory / name).write_bytes(other)
+            refused(directory)
+        (directory / name).unlink()
+        refused(directory, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        5,
+        None,
+        [torch.zeros(2)],
+        {"classifier.weight": 5},
+        {5: torch.zeros(2)},
+        {"model": {"classifier.weight": torch.zeros(2)}},
+    ],
+    ids=str,
+)
+def test_a_bin_file_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    directory = write_published(tmp_path / "m", STUDENT, {})
+    torch.save(content, directory / "pytorch_model.bin")
+    refused(directory, "pytorch_model.bin", seed=7)
+
+
+class Calls:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+def test_code_in_a_bin_file_is_not_executed(tmp_path: Path) -> None:
+    directory = write_published(tmp_path / "m", STUDENT, student_weights())
+    for zipped in (True, False):
+        torch.save(
+            student_weights() | {"classifier.bias": Calls(tmp_path / "ran")},
+            directory / "pytorch_model.bin",
+            _use_new_zipfile_serialization=zipped,
+        )
+        refused(directory, "pytorch_model.bin", seed=7)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "missing", "is not a directory")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "is not a directory")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds neither config.json nor bert_config.json")
+
+
+# What a general student lacks.
+
+
+def test_a_student_without_a_classifier_starts_at_seeded_values_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {name: tensor for name, tensor in student_weights().items() if not name.startswith("classifier")}
+    write_published(tmp_path / "m", STUDENT, weights)
+
+    def classifier(seed: int) -> torch.Tensor:
+        caplog.clear()
+        model, fit_dense = load_ranker(tmp_path / "m", initialise_missing_with_seed=seed)
+        assert "classifier.weight, classifier.bias not found" in caplog.text
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert sorted(fit_dense) == ["bias", "weight"]
+        assert torch.equal(model.classifier.bias, torch.zeros(2))
+        return model.classifier.weight.detach()
+
+    first = classifier(7)
+    assert torch.equal(classifier(7), first)
+    assert not torch.equal(classifier(8), first)
+    assert 0.001 < first.abs().mean() < 0.05  # of standard deviation 0.02
+
+
+def test_a_missing_fit_dense_starts_at_seeded_values_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    first, same, other = (make_fit_dense(12, 24, {}, seed, 0.02) for seed in (7, 7, 8))
+    assert "fit_dense not found" in caplog.text
+    assert torch.equal(first.weight, same.weight)
+    assert not torch.equal(first.weight, other.weight)
+    assert tuple(first.weight.shape) == (24, 12)
+    assert torch.equal(first.bias, torch.zeros(24))
+    assert 0.01 < first.weight.std() < 0.03
+
+
+def test_a_saved_fit_dense_is_taken_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    saved = {"weight": torch.randn(24, 12), "bias": torch.randn(24)}
+    fit_dense = make_fit_dense(12, 24, saved, 7, 0.02)
+    assert torch.equal(fit_dense.weight, saved["weight"])
+    assert not caplog.records
+    with pytest.raises(CheckpointError, match=r"fit_dense.weight is \(24, 12\) where the teacher needs \(32, 12\)"):
+        make_fit_dense(12, 32, saved, 7, 0.02)
+    with pytest.raises(CheckpointError, match=r"fit_dense.bias is missing"):
+        make_fit_dense(12, 24, {"weight": saved["weight"]}, 7, 0.02)
+
+
+# What is saved.
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+def test_a_saved_ranker_loads_in_transformers_with_the_same_logits_and_tokens(
+    tmp_path: Path, batch: dict, do_lower_case: bool
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, _ = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
+    (tmp_path / "saved").mkdir()
+    save_ranker(model, TOKENS, do_lower_case, tmp_path / "saved")
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(report.values()), report
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-6)
+    assert torch.equal(logits(tmp_path / "saved", batch), model(**batch).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    encoded = tokenizer("The cat?", "un running café")
+    pieces = (
+        "[CLS] the cat ? [SEP] un run ##ning cafe [SEP]"
+        if do_lower_case
+        else ("[CLS] [UNK] cat ? [SEP] un run ##ning [UNK] [SEP]")
+    )
+    assert encoded["input_ids"] == [TOKENS.index(piece) for piece in pieces.split()]
+    assert encoded["token_type_ids"] == [0] * 5 + [1] * 5
+    assert tokenizer.model_max_length == STUDENT.positions
+    assert load_vocabulary(tmp_path / "saved") == TOKENS
+    (tmp_path / "saved" / "vocab.txt").unlink()  # tokenizer.json says the same
+    assert load_vocabulary(tmp_path / "saved") == TOKENS
+
+
+def test_a_saved_ranker_loads_in_sentence_transformers(tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model, _ = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
+    (tmp_path / "saved").mkdir()
+    save_ranker(model, TOKENS, True, tmp_path / "saved")
+    pieces = "[CLS] the cat [SEP] dog ran fast [SEP]"
+    ids = [TOKENS.index(piece) for piece in pieces.split()]
+    with torch.no_grad():
+        expected = model(
+            torch.tensor([ids]), torch.ones(1, 8, dtype=torch.int64), torch.tensor([[0] * 4 + [1] * 4])
+        ).logits
+    encoder = sentence_transformers.CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    found = encoder.predict([("the cat", "dog ran fast")], activation_fn=torch.nn.Identity(), convert_to_tensor=True)
+    torch.testing.assert_close(found.reshape(1, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_is_recorded_and_read_back(tmp_path: Path, batch: dict) -> None:
+    write_published(tmp_path / "m", STUDENT, student_weights())
+    for activation in ("none", "relu"):
+        model, _ = load_ranker(tmp_path / "m", activation)
+        (tmp_path / activation).mkdir()
+        save_ranker(model, TOKENS, True, tmp_path / activation)
+        config = json.loads((tmp_path / activation / "config.json").read_text())
+        assert config["pooled_activation"] == activation
+        loaded, _ = load_ranker(tmp_path / activation)
+        assert loaded.pooled_activation == activation
+        expected = plain.bert(
+            {name: t.double() for name, t in student_weights().items()}, STUDENT.heads, batch, activation
+        )[0]
+        torch.testing.assert_close(logits(tmp_path / activation, batch).double(), expected, rtol=1e-5, atol=1e-6)
+    assert load_ranker(tmp_path / "relu", "none")[0].pooled_activation == "none"
+
+
+def test_a_ranker_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    model, _ = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = float("nan")
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is not finite"):
+        save_ranker(model, TOKENS, True, tmp_path / "saved")
+    assert os.listdir(tmp_path / "saved") == []
+
+
+# Features and the models that read them.
+
+
+def header(**changes) -> FeaturesHeader:
+    made = FeaturesHeader(17, len(TOKENS), True, "train", vocabulary_sha256(TOKENS))
+    return made._replace(**changes)
+
+
+def test_features_that_a_model_cannot_read_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = write_published(tmp_path / "m", STUDENT, student_weights())
+    model, _ = load_ranker(directory)
+    assert check_reads_features(directory, model, tmp_path / "f", header()) == TOKENS
+    for changes, message in (
+        ({"max_seq_length": STUDENT.positions + 1}, "examples of up to 20 tokens, 19 positions"),
+        ({"vocab_size": len(TOKENS) + 1}, f"embeddings for {len(TOKENS)}"),
+        ({"vocab_sha256": vocabulary_sha256([*TOKENS[:-2], TOKENS[-1], TOKENS[-2]])}, "another vocabulary"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_reads_features(directory, model, tmp_path / "f", header(**changes))
+    assert check_reads_features(directory, model, tmp_path / "f", header(max_seq_length=STUDENT.positions)) == TOKENS
+    assert not caplog.records
+    (directory / "vocab.txt").unlink()
+    assert check_reads_features(directory, model, tmp_path / "f", header()) is None
+    assert "vocabulary not compared" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"model": null}',
+        b'{"model": {"type": "BPE", "vocab": {}}}',
+        b'{"model": {"vocab": {"[PAD]": 0, "a": 2}}}',
+        b'{"model": {"vocab": {"[PAD]": 0, "a": 0}}}',
+        b'{"model": {"vocab": {"[PAD]": "0", "a": 1}}}',
+        b'{"model": {"vocab": ["[PAD]"]}}',
+        b"\xff",
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(VocabularyError, match=r"tokenizer\.json"):
+        load_vocabulary(tmp_path)

@@ -1,0 +1,538 @@
+"""Distillation: the script against the plain version, its files, and what it refuses."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    STUDENT,
+    TEACHER,
+    TOKENS,
+    Finished,
+    assert_refused,
+    random_weights,
+    run_main,
+    run_script,
+    student_weights,
+    teacher_weights,
+    write_published,
+    write_tiny_features,
+    write_transformers,
+)
+
+from benchmarks import plain
+from distill import epoch_order
+from formats.features import Features
+from modeling.checkpoint import load_ranker
+
+EXAMPLES = 8
+LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("inputs")
+    write_published(directory / "teacher", TEACHER, teacher_weights())
+    write_published(directory / "general", STUDENT, student_weights())
+    write_tiny_features(directory / "features", count=EXAMPLES)
+    return directory
+
+
+def arguments(inputs: Path, output: Path, *more: object) -> list[object]:
+    flags = ["--features_file", inputs / "features", "--general_student_model", inputs / "general"]
+    flags += ["--output_student_dir", output, "--train_batch_size", EXAMPLES, "--train_loss_step", 1]
+    if "hard" not in more:
+        flags += ["--teacher_model", inputs / "teacher"]
+    return [*flags, "--device", "cpu", *more]
+
+
+def distil(inputs: Path, output: Path, *more: object) -> list[dict]:
+    """Runs the script; returns the lines of train_loss.jsonl."""
+    done = run_main("distill.py", *arguments(inputs, output, *more))
+    assert done.status == 0, done
+    return loss_lines(output)
+
+
+def loss_lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "train_loss.jsonl").read_text().splitlines()]
+
+
+def plain_batches(features_file: Path, batch_size: int, epochs: int, seed: int = 42) -> list[dict]:
+    features = Features(features_file)
+    batches = []
+    for epoch in range(epochs):
+        order = epoch_order(seed, epoch, len(features))
+        for first in range(0, len(features) - batch_size + 1, batch_size):
+            batch = features.batch(order[first : first + batch_size], features.header.max_seq_length)
+            batches.append({name: torch.from_numpy(array) for name, array in batch.items()})
+    return batches
+
+
+def plain_run(distill_model: str, batches: list[dict], **settings) -> tuple[list[dict], dict]:
+    weights = {name: tensor.double() for name, tensor in student_weights().items()}
+    teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
+    return plain.train(distill_model, weights, teacher, STUDENT.heads, batches, **settings), weights
+
+
+def assert_same_losses(found: list[dict], expected: list[dict], rel: float = 1e-5) -> None:
+    assert len(found) == len(expected)
+    for step, (line, values) in enumerate(zip(found, expected, strict=True)):
+        for name, value in values.items():
+            assert line[name] == pytest.approx(value, rel=rel, abs=1e-12), (step, name)
+
+
+# What it computes.
+
+
+@pytest.mark.parametrize("pooled_activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("distill_model", "flags", "settings"),
+    [
+        ("simplified", [], {}),
+        ("standard", [], {}),
+        ("standard", ["--alpha", 0.3, "--temperature", 2], {"alpha": 0.3, "temperature": 2.0}),
+        ("simplified", ["--temperature", 4, "--learning_rate", 1e-3], {"temperature": 4.0, "lr": 1e-3}),
+    ],
+)
+def test_twenty_updates_agree_with_the_plain_version(
+    inputs: Path, tmp_path: Path, distill_model: str, flags: list, settings: dict, pooled_activation: str
+) -> None:
+    found = distil(
+        inputs, tmp_path / "out", "--distill_model", distill_model, "--pooled_activation", pooled_activation,
+        "--num_train_epochs", 20, *flags,
+    )  # fmt: skip
+    batches = plain_batches(inputs / "features", EXAMPLES, 20)
+    expected, weights = plain_run(distill_model, batches, pooled_activation=pooled_activation, **settings)
+    assert_same_losses(found, expected)
+    assert expected[-1]["loss"] < expected[0]["loss"]
+    rates = [settings.get("lr", 5e-5) * plain.warmup_linear(step / 20, 0.1) for step in range(20)]
+    assert [line["learning_rate"] for line in found] == pytest.approx(rates)
+    student, _ = load_ranker(tmp_path / "out")
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(
+            tensor.double(), weights[name].detach(), rtol=1e-4, atol=1e-4 * settings.get("lr", 1e-2)
+        )
+
+
+def test_hard_labels_alone_need_no_teacher_and_agree_with_the_plain_version(inputs: Path, tmp_path: Path) -> None:
+    found = distil(
+        inputs, tmp_path / "out", "--distill_model", "hard", "--num_train_epochs", 10, "--learning_rate", 1e-3
+    )
+    expected, _ = plain_run("hard", plain_batches(inputs / "features", EXAMPLES, 10), lr=1e-3)
+    assert [line["soft_loss"] for line in found] == [0.0] * 10
+    assert_same_losses(found, [{k: v for k, v in values.items() if k != "soft_loss"} for values in expected])
+
+
+def test_several_batches_an_epoch_and_a_partial_batch_is_skipped(inputs: Path, tmp_path: Path) -> None:
+    more = ["--train_batch_size", 3, "--num_train_epochs", 4, "--learning_rate", 1e-3, "--seed", 5]
+    found = distil(inputs, tmp_path / "out", *more)
+    assert [line["global_step"] for line in found] == list(range(1, 9))  # 8 examples: 2 batches of 3 in each epoch
+    expected, _ = plain_run("simplified", plain_batches(inputs / "features", 3, 4, seed=5), lr=1e-3)
+    assert_same_losses(found, expected)
+
+
+def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
+    orders = [epoch_order(seed, epoch, 50).tolist() for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == epoch_order(1, 0, 50).tolist()
+
+
+def test_accumulation_changes_memory_and_nothing_else(inputs: Path, tmp_path: Path) -> None:
+    runs = {}
+    for parts in (1, 2, 4):
+        more = ["--gradient_accumulation_steps", parts, "--num_train_epochs", 6, "--learning_rate", 1e-3]
+        lines = distil(inputs, tmp_path / str(parts), *more)
+        runs[parts] = lines, load_ranker(tmp_path / str(parts))[0].state_dict()
+    for parts in (2, 4):
+        assert_same_losses(runs[parts][0], runs[1][0])
+        for name, tensor in runs[1][1].items():
+            torch.testing.assert_close(runs[parts][1][name], tensor, rtol=0, atol=1e-6)
+
+
+def test_standard_losses_do_not_depend_on_the_padding(inputs: Path, tmp_path: Path) -> None:
+    write_tiny_features(tmp_path / "features", count=EXAMPLES, max_seq_length=STUDENT.positions)
+    found = distil(inputs, tmp_path / "out", "--distill_model", "standard", "--features_file", tmp_path / "features")
+    expected, _ = plain_run("standard", plain_batches(tmp_path / "features", EXAMPLES, 2))
+    assert_same_losses(found, expected)
+
+
+def test_mixed_precision_on_a_cpu_is_close_to_float32(inputs: Path, tmp_path: Path) -> None:
+    more = ["--num_train_epochs", 6, "--learning_rate", 1e-3]
+    exact = distil(inputs, tmp_path / "exact", *more)
+    mixed = distil(inputs, tmp_path / "mixed", *more, "--fp16")
+    assert mixed != exact
+    for line, expected in zip(mixed, exact, strict=True):
+        for name in LINE_KEYS:
+            assert line[name] == pytest.approx(expected[name], rel=0.05), name
+
+
+# The files it writes.
+
+
+def test_the_loss_lines_hold_what_is_documented(inputs: Path, tmp_path: Path) -> None:
+    lines = distil(inputs, tmp_path / "out", "--train_batch_size", 2)
+    assert [list(line) for line in lines] == [LINE_KEYS] * 8
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["att_loss"] + line["rep_loss"] + line["cls_loss"], rel=1e-6)
+        assert line["cls_loss"] == pytest.approx(line["soft_loss"] + line["hard_loss"], rel=1e-6)
+
+
+def test_a_loss_line_is_the_mean_since_the_line_before(inputs: Path, tmp_path: Path) -> None:
+    more = ["--train_batch_size", 2, "--num_train_epochs", 2, "--gradient_accumulation_steps", 2]
+    every = distil(inputs, tmp_path / "every", *more)
+    third = distil(inputs, tmp_path / "third", *more, "--train_loss_step", 3)
+    assert [line["global_step"] for line in third] == [3, 6, 8]
+    for line, first in zip(third, (0, 3, 6), strict=True):
+        since = every[first : line["global_step"]]
+        for name in LINE_KEYS[1:-1]:
+            assert line[name] == pytest.approx(np.mean([one[name] for one in since]), rel=1e-5), name
+        assert line["learning_rate"] == since[-1]["learning_rate"]
+
+
+def test_checkpoints_are_model_directories(inputs: Path, tmp_path: Path) -> None:
+    more = ["--train_batch_size", 2, "--learning_rate", 1e-2, "--pooled_activation", "relu"]
+    distil(inputs, tmp_path / "out", *more, "--save_model_step", 3)
+    checkpoints = sorted(path.name for path in (tmp_path / "out").glob("checkpoint*"))
+    assert checkpoints == ["checkpoint-3", "checkpoint-6"]
+    weights = []
+    for directory in (tmp_path / "out" / "checkpoint-3", tmp_path / "out" / "checkpoint-6", tmp_path / "out"):
+        assert {"config.json", "model.safetensors", "vocab.txt"} <= set(os.listdir(directory))
+        model, fit_dense = load_ranker(directory)
+        assert (fit_dense, model.pooled_activation) == ({}, "relu")
+        weights.append(model.classifier.weight)
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert not list((tmp_path / "out").glob(".*"))
+    # a checkpoint after the last update would be the model itself
+    distil(inputs, tmp_path / "other", "--train_batch_size", 2, "--save_model_step", 8)
+    assert not list((tmp_path / "other").glob("checkpoint*"))
+
+
+def test_the_output_directory_holds_the_student_its_losses_and_the_log(inputs: Path, tmp_path: Path) -> None:
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "deep" / "out"))
+    assert done.status == 0
+    names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
+    assert set(os.listdir(tmp_path / "deep" / "out")) == names | {"train_loss.jsonl", "distill.log"}
+    log = (tmp_path / "deep" / "out" / "distill.log").read_text()
+    assert "learning_rate=5e-05" in log
+    assert "update 2 of 2" in log
+    assert "WARNING" not in log
+    assert log == done.stderr
+
+
+def test_missing_parts_of_the_student_are_named_in_the_log(inputs: Path, tmp_path: Path) -> None:
+    weights = {k: v for k, v in student_weights().items() if not k.startswith(("classifier", "fit_dense"))}
+    write_published(tmp_path / "bare", STUDENT, weights)
+    distil(inputs, tmp_path / "out", "--general_student_model", tmp_path / "bare")
+    log = (tmp_path / "out" / "distill.log").read_text()
+    assert re.search(r"WARNING .*bare: classifier.weight, classifier.bias not found", log)
+    assert re.search(r"WARNING .*fit_dense not found", log)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(inputs: Path, tmp_path: Path) -> None:
+    weights = {k: v for k, v in student_weights().items() if not k.startswith(("classifier", "fit_dense"))}
+    write_published(tmp_path / "bare", STUDENT, weights, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    found = []
+    for run, seed in enumerate((7, 7, 8)):
+        more = ["--train_batch_size", 4, "--seed", seed, "--general_student_model", tmp_path / "bare"]
+        distil(inputs, tmp_path / str(run), *more)
+        found.append((tmp_path / str(run) / "model.safetensors").read_bytes())
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_a_relative_output_directory_works(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    distil(inputs, Path("."), "--save_model_step", 1)
+    assert load_ranker(tmp_path)[0].config.hidden_size == STUDENT.hidden
+    assert load_ranker(tmp_path / "checkpoint-1")[0].config.hidden_size == STUDENT.hidden
+
+
+def test_a_students_own_head_is_kept(inputs: Path, tmp_path: Path) -> None:
+    write_transformers(tmp_path / "general", STUDENT, student_weights(), pooled_activation="relu")
+    more = ["--distill_model", "hard", "--general_student_model", tmp_path / "general"]
+    found = distil(inputs, tmp_path / "out", *more)
+    batches = plain_batches(inputs / "features", EXAMPLES, 2)
+    assert found[0]["loss"] == pytest.approx(plain_run("hard", batches, pooled_activation="relu")[0][0]["loss"])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pooled_activation"] == "relu"
+
+
+# The teacher.
+
+
+def test_the_teacher_has_no_dropout_unless_asked_for(inputs: Path, tmp_path: Path) -> None:
+    noisy = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    write_published(tmp_path / "teacher", TEACHER, teacher_weights(), **noisy)
+    before = (tmp_path / "teacher" / "pytorch_model.bin").read_bytes()
+    more = ["--num_train_epochs", 3, "--teacher_model", tmp_path / "teacher"]
+    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 3))
+    assert_same_losses(distil(inputs, tmp_path / "still", *more), expected)
+    noise = distil(inputs, tmp_path / "noise", *more, "--teacher_dropout")
+    assert abs(noise[0]["rep_loss"] / expected[0]["rep_loss"] - 1) > 0.01
+    assert abs(noise[0]["att_loss"] / expected[0]["att_loss"] - 1) > 0.01
+    assert (tmp_path / "teacher" / "pytorch_model.bin").read_bytes() == before
+
+
+def test_the_student_has_its_dropout(inputs: Path, tmp_path: Path) -> None:
+    write_published(tmp_path / "general", STUDENT, student_weights(), hidden_dropout_prob=0.5)
+    found = distil(inputs, tmp_path / "out", "--general_student_model", tmp_path / "general")
+    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 2))
+    assert abs(found[0]["loss"] / expected[0]["loss"] - 1) > 0.01
+
+
+def test_logits_alone_can_be_learnt_from_any_depth_and_number_of_heads(inputs: Path, tmp_path: Path) -> None:
+    sizes = TEACHER._replace(layers=4, heads=3)
+    write_published(tmp_path / "teacher", sizes, random_weights(sizes, 5))
+    more = ["--teacher_model", tmp_path / "teacher"]
+    distil(inputs, tmp_path / "out", "--distill_model", "standard", *more)
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "no", *more))
+    assert_refused(done, "--general_student_model", "3 layers does not divide a teacher of 4")
+
+
+# apex.
+
+
+class FakeAmp(ModuleType):
+    """Records what the script asks of apex.amp."""
+
+    def __init__(self) -> None:
+        super().__init__("apex.amp")
+        self.calls: list[tuple] = []
+
+    def initialize(self, models: list, optimizer: torch.optim.Optimizer, opt_level: str) -> tuple:
+        self.calls.append(("initialize", len(models), type(optimizer).__name__, opt_level))
+        return models, optimizer
+
+    def scale_loss(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, delay_unscale: bool = False):
+        calls = self.calls
+
+        class Scaled:
+            def __enter__(self) -> torch.Tensor:
+                calls.append(("scale_loss", delay_unscale))
+                return loss
+
+            def __exit__(self, *error: object) -> None:
+                pass
+
+        return Scaled()
+
+
+def test_an_apex_that_has_amp_is_used(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apex, amp = ModuleType("apex"), FakeAmp()
+    apex.amp = amp  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.amp", amp)
+    more = ["--fp16", "--fp16_backend", "apex", "--fp16_opt_level", "O2", "--gradient_accumulation_steps", 2]
+    found = distil(inputs, tmp_path / "out", *more)
+    assert amp.calls == [("initialize", 2, "BertAdam", "O2"), *[("scale_loss", True), ("scale_loss", False)] * 2]
+    # without a scaler or autocast of torch in between
+    assert_same_losses(found, plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 2))[0])
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["no apex", "an apex without amp"])
+def test_without_apex_amp_the_backend_is_refused(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex") if installed else None)
+    monkeypatch.delitem(sys.modules, "apex.amp", raising=False)
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--fp16", "--fp16_backend", "apex"))
+    assert_refused(done, "--fp16_backend apex", "use --fp16_backend torch")
+    assert os.listdir(tmp_path) == []
+
+
+# What it refuses, each in one line and without a trace.
+
+
+def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) -> None:
+    before = sorted(os.listdir(tmp_path))
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert_refused(done, *says)
+    assert done.stdout == ""
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("train_batch_size", ["0", "-1", "1.5", "x", "9"]),
+        ("gradient_accumulation_steps", ["0", "-2", "3", "16", "x"]),
+        ("num_train_epochs", ["0", "-1", "1.5", "nan", "inf", "x", "0.5"]),
+        ("learning_rate", ["-1e-5", "nan", "inf", "x"]),
+        ("weight_decay", ["-0.1", "nan", "inf"]),
+        ("warmup_proportion", ["-0.1", "1", "1.5", "nan"]),
+        ("alpha", ["-0.1", "1.1", "nan"]),
+        ("temperature", ["0", "-1", "nan", "inf"]),
+        ("train_loss_step", ["0", "-1", "x"]),
+        ("save_model_step", ["-1", "x"]),
+        ("seed", ["-1", "1.5", str(1 << 64), "x"]),
+        ("max_seq_length", ["16", "18", "0", "x"]),
+        ("distill_model", ["intermediate", ""]),
+        ("pooled_activation", ["gelu"]),
+        ("fp16_backend", ["amp"]),
+        ("fp16_opt_level", ["O4", "O2"]),
+        ("device", ["tpu", "mps", "cuda:x", "cuda:99", "99", "-1", ""]),
+    ],
+)
+def test_a_flag_out_of_range_is_refused(inputs: Path, tmp_path: Path, name: str, values: list[str]) -> None:
+    for value in values:
+        says = "--train_batch_size" if name == "gradient_accumulation_steps" and value in ("3", "16") else f"--{name}"
+        refused(inputs, tmp_path, f"--{name}={value}", says=(says,))
+
+
+def test_flags_that_contradict_each_other_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def flags(says: str, *more: object) -> None:
+        refused(inputs, tmp_path, *more, says=(says,))
+
+    flags("--no_cuda", "--no_cuda", "--device", "cuda:0")
+    flags("--fp16_backend", "--fp16_backend", "apex")
+    flags("--fp16_opt_level", "--fp16", "--fp16_opt_level", "O2")
+    flags("--do_lower_case", "--no-do_lower_case")
+    flags("--teacher_model", "--distill_model", "hard", "--teacher_model", inputs / "teacher")
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "hard")[:-1])
+    assert_refused(done, "--teacher_model: needed for --distill_model simplified")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_earlier_run_is_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    distil(inputs, output, "--save_model_step", 1)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    done = run_main("distill.py", *arguments(inputs, output))
+    assert_refused(done, "--output_student_dir", "holds config.json of an earlier run", "--overwrite")
+    # a refusal for another reason costs the earlier run nothing
+    done = run_main("distill.py", *arguments(inputs, output, "--overwrite", "--features_file", tmp_path / "typo"))
+    assert_refused(done, str(tmp_path / "typo"))
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    lines = distil(inputs, output, "--overwrite", "--distill_model", "standard")
+    assert lines[0]["att_loss"] == 0.0
+    assert (output / "model.safetensors").read_bytes() != before[output / "model.safetensors"]
+    assert not (output / "checkpoint-1").exists()
+
+
+def test_a_directory_that_holds_a_model_or_is_a_file_is_refused(inputs: Path, tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "bert_config.json", "model.safetensors", "train_loss.jsonl"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        done = run_main("distill.py", *arguments(inputs, tmp_path / name))
+        assert_refused(done, "--output_student_dir", f"holds {name}")
+    (tmp_path / "file").write_text("mine")
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "file"))
+    assert_refused(done, "--output_student_dir", "is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_models_that_cannot_learn_from_each_other_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def model(name: str, sizes, **changes) -> Path:
+        weights = random_weights(sizes, 5) | changes.pop("weights", {})
+        return write_published(tmp_path / name, sizes, weights, **changes)
+
+    def student(path: Path, *says: str) -> None:
+        refused(inputs, tmp_path, "--general_student_model", path, says=says)
+
+    heads = model("heads", STUDENT._replace(heads=3))
+    student(heads, "--general_student_model", "3 attention heads cannot learn from 4")
+    student(model("depth", STUDENT._replace(layers=4)), "4 layers does not divide a teacher of 6")
+    student(model("short", STUDENT._replace(positions=16)), "up to 17 tokens, 16 positions")
+    vocabulary = [*TOKENS[:-2], TOKENS[-1], TOKENS[-2]]
+    student(model("other", STUDENT, tokens=vocabulary), str(tmp_path / "other"), "another vocabulary")
+    student(model("narrow", STUDENT._replace(vocabulary=len(TOKENS) - 1)), "tokens and 2 segments")
+    fit_dense = {"fit_dense.weight": torch.zeros(25, 12), "fit_dense.bias": torch.zeros(25)}
+    student(model("fit", STUDENT, weights=fit_dense), "fit_dense.weight is (25, 12) where the teacher needs (24, 12)")
+    student(tmp_path / "none", str(tmp_path / "none"), "is not a directory")
+    teacher = model("teacher", TEACHER, tokens=vocabulary)
+    refused(inputs, tmp_path, "--teacher_model", teacher, says=(str(teacher), "another vocabulary"))
+    (teacher / "pytorch_model.bin").unlink()
+    refused(inputs, tmp_path, "--teacher_model", teacher, says=(str(teacher), "model.safetensors nor pytorch_model"))
+    (tmp_path / "heads" / "vocab.txt").unlink()
+    refused(
+        inputs, tmp_path, "--distill_model", "hard", "--general_student_model", heads, says=("needs a vocab.txt",)
+    )  # fmt: skip
+
+
+def test_a_teacher_that_is_no_fine_tuned_ranker_is_refused(inputs: Path, tmp_path: Path) -> None:
+    # also where the student has something to warn of
+    bare = {k: v for k, v in student_weights().items() if not k.startswith("classifier")}
+    write_published(tmp_path / "bare", STUDENT, bare)
+    weights = teacher_weights()
+    del weights["classifier.weight"]
+    write_published(tmp_path / "teacher", TEACHER, weights)
+    more = ["--general_student_model", tmp_path / "bare", "--teacher_model", tmp_path / "teacher"]
+    refused(inputs, tmp_path, *more, says=("classifier.weight is missing", "no fine-tuned ranker"))
+
+
+def test_features_that_cannot_be_learnt_from_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def features(path: Path, *says: str) -> None:
+        refused(inputs, tmp_path, "--features_file", path, says=("error", str(path), *says))
+
+    features(write_tiny_features(tmp_path / "unlabelled", 8, set_name="test"), "no labels")
+    features(write_tiny_features(tmp_path / "few", 7), "--train_batch_size", "8 is more than the 7 examples")
+    features(write_tiny_features(tmp_path / "long", 8, max_seq_length=20), "up to 20 tokens, 19 positions")
+    features(write_tiny_features(tmp_path / "other", 8, tokens=[*TOKENS[:-1], "new"]), "another vocabulary")
+    features(tmp_path / "missing")
+    (tmp_path / "text").write_text("q1\tquery\tpassage\t1\n")
+    features(tmp_path / "text", "tokenize_to_features.py")
+    (tmp_path / "cut").write_bytes((inputs / "features").read_bytes()[:-9])
+    features(tmp_path / "cut", "block 1", "cut off")
+    (tmp_path / "empty").write_bytes(b"")
+    features(tmp_path / "empty", "is empty")
+    features(inputs, "is a directory")
+
+
+def test_a_training_that_diverges_leaves_no_model(inputs: Path, tmp_path: Path) -> None:
+    more = ["--learning_rate", "1e38", "--num_train_epochs", 5]
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert done.status == 2
+    assert "is not finite; lower the learning rate" in done.stderr.splitlines()[-1]
+    assert not {"config.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_script_runs_as_a_program(inputs: Path, tmp_path: Path) -> None:
+    done = run_script("distill.py", *arguments(inputs, tmp_path / "out", "--alpha", "2"))
+    assert_refused(done, "distill.py: error: --alpha")
+    done = run_script("distill.py", *arguments(inputs, tmp_path / "out"))
+    assert (done.status, done.stdout) == (0, "")
+    in_process = distil(inputs, tmp_path / "same")
+    assert loss_lines(tmp_path / "out") == in_process
+
+
+# On a GPU.
+
+
+def on_gpu(inputs: Path, output: Path, *more: object) -> Finished:
+    done = run_main("distill.py", *arguments(inputs, output, "--num_train_epochs", 20, *more))
+    assert done.status == 0, done
+    return done
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_plain_version_does(inputs: Path, tmp_path: Path) -> None:
+    on_gpu(inputs, tmp_path / "out", "--device", 0)
+    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 20))
+    assert_same_losses(loss_lines(tmp_path / "out"), expected, rel=1e-4)
+    assert "device: cuda:0" in (tmp_path / "out" / "distill.log").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("distill_model", ["simplified", "standard", "hard"])
+def test_float16_with_a_scaler_is_close_to_float32(inputs: Path, tmp_path: Path, distill_model: str) -> None:
+    more = ["--distill_model", distill_model, "--device", "cuda", "--learning_rate", 1e-3]
+    on_gpu(inputs, tmp_path / "exact", *more)
+    on_gpu(inputs, tmp_path / "mixed", *more, "--fp16")
+    for line, expected in zip(loss_lines(tmp_path / "mixed"), loss_lines(tmp_path / "exact"), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=0.05)
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_taken_where_there_is_one(inputs: Path, tmp_path: Path) -> None:
+    on_gpu(inputs, tmp_path / "out", "--device", "auto")
+    assert "device: cuda" in (tmp_path / "out" / "distill.log").read_text()
+    on_gpu(inputs, tmp_path / "cpu", "--device", "auto", "--no_cuda")
+    assert "device: cpu" in (tmp_path / "cpu" / "distill.log").read_text()

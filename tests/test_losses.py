@@ -1,0 +1,240 @@
+"""The published losses, by hand and against their plain form."""
+
+import argparse
+import math
+
+import pytest
+import torch
+from tiny import (
+    MAX_SEQ_LENGTH,
+    STUDENT,
+    TEACHER,
+    student_weights,
+    teacher_weights,
+    write_published,
+    write_tiny_features,
+)
+
+from benchmarks import plain
+from distill import LOSSES, distillation_losses
+from formats.features import Features
+from modeling import losses
+from modeling.checkpoint import load_ranker, make_fit_dense
+from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
+
+BATCH, HEADS, TOKENS, STUDENT_HEAD, TEACHER_HEAD = 2, 3, 5, 4, 7
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def random_queries_keys(seed: int, head_size: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, HEADS, TOKENS, head_size)
+    return tuple(
+        (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).requires_grad_() for _ in range(2)
+    )
+
+
+def published_attention_loss(student: list, teacher: list, mask: torch.Tensor) -> torch.Tensor:
+    """Score by score, in float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for (query_s, key_s), (query_t, key_t) in zip(student, teacher, strict=True):
+        scores = []
+        for query, key in ((query_s, key_s), (query_t, key_t)):
+            raw = torch.einsum("bhie,bhje->bhij", query, key) / math.sqrt(query.shape[-1])
+            raw = raw + (1.0 - mask.double())[:, None, None, :] * -10000.0
+            scores.append(torch.where(raw <= -100.0, torch.zeros_like(raw), raw))
+        total = total + ((scores[0] - scores[1]) ** 2).sum() / scores[0].numel()
+    return total
+
+
+def test_teacher_layers_by_hand() -> None:
+    assert teacher_layers(3, 12) == [0, 4, 8, 12]
+    assert teacher_layers(6, 12) == [0, 2, 4, 6, 8, 10, 12]
+    assert teacher_layers(4, 4) == [0, 1, 2, 3, 4]
+    for student, teacher in ((5, 12), (12, 6), (4, 6)):
+        with pytest.raises(ValueError, match=f"{student} layers does not divide a teacher of {teacher}"):
+            teacher_layers(student, teacher)
+
+
+def test_attention_loss_by_hand() -> None:
+    # one head, two tokens, student heads of size 1, teacher heads of size 4: scores q k / 1 and q k / 2
+    student = (torch.tensor([[[[1.0], [2.0]]]]), torch.tensor([[[[3.0], [5.0]]]]))  # [[3, 5], [6, 10]]
+    query = torch.tensor([[[[2.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0]]]])
+    key = torch.tensor([[[[1.0, 1.0, 9.0, 9.0], [3.0, 2.0, 9.0, 9.0]]]])  # [[1, 3], [2, 4]]
+    both = torch.tensor([[1, 1]])
+    assert attention_loss([student], [(query, key)], both).item() == pytest.approx((4 + 4 + 16 + 36) / 4)
+    # twice the layers, twice the sum
+    assert attention_loss([student] * 2, [(query, key)] * 2, both).item() == pytest.approx(2 * (4 + 4 + 16 + 36) / 4)
+    # a padded key counts zero, a padded query's row counts: the mean stays over all four
+    padded = torch.tensor([[1, 0]])
+    assert attention_loss([student], [(query, key)], padded).item() == pytest.approx((4 + 16) / 4)
+
+
+def test_attention_loss_is_zero_with_a_zero_gradient_where_the_scores_agree() -> None:
+    query, key = (tensor.detach().requires_grad_() for tensor in random_queries_keys(0, STUDENT_HEAD))
+    loss = attention_loss([(query, key)], [(query.detach(), key.detach())], MASK)
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)
+    loss.backward()
+    assert query.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("form", ["gram", "scores"])
+def test_both_forms_agree_with_the_published_one_in_float64(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = [random_queries_keys(seed, STUDENT_HEAD) for seed in (1, 2)]
+    teacher = [random_queries_keys(seed, TEACHER_HEAD) for seed in (3, 4)]
+    expected = published_attention_loss(student, teacher, MASK)
+    flat = [tensor for pair in student for tensor in pair]
+    expected_gradients = torch.autograd.grad(expected, flat)
+
+    scaled = [
+        [(q / math.sqrt(q.shape[-1]), k) for q, k in side] for side in (student, teacher)
+    ]  # what the two forms take
+    if form == "gram":
+        real_keys = MASK[:, None, :, None]
+        terms = [losses._mean_square_by_gram(s, t, real_keys) for s, t in zip(*scaled, strict=True)]
+    else:
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        terms = [losses._mean_square_by_scores(s, t, MASK) for s, t in zip(*scaled, strict=True)]
+    found = torch.stack(terms).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    for gradient, expected_gradient in zip(torch.autograd.grad(found, flat), expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-11, atol=1e-13)
+
+
+def test_attention_loss_in_float32_agrees_loosely() -> None:
+    student, teacher = [random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)]
+    expected = published_attention_loss(student, teacher, MASK)
+    expected_gradients = torch.autograd.grad(expected, student[0])
+    found = attention_loss(student, teacher, MASK)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for gradient, expected_gradient in zip(torch.autograd.grad(found, student[0]), expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def counted_forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    taken: list[str] = []
+    for name in ("_mean_square_by_gram", "_mean_square_by_scores"):
+        form = getattr(losses, name)
+        monkeypatch.setattr(losses, name, lambda *args, name=name, form=form: (taken.append(name), form(*args))[1])
+    return taken
+
+
+def test_ordinary_scores_take_the_gram_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = counted_forms(monkeypatch)
+    attention_loss([random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)], MASK)
+    assert taken == ["_mean_square_by_gram"]
+
+
+@pytest.mark.parametrize("large_side", ["student", "teacher"])
+def test_real_scores_below_the_floor_are_clipped_as_published(large_side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = counted_forms(monkeypatch)
+    scales = {"student": 1.0, "teacher": 1.0} | {large_side: 12.0}
+    student = [random_queries_keys(1, STUDENT_HEAD), random_queries_keys(2, STUDENT_HEAD, scales["student"])]
+    teacher = [random_queries_keys(3, TEACHER_HEAD), random_queries_keys(4, TEACHER_HEAD, scales["teacher"])]
+    raw = [q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) for q, k in (student[1], teacher[1])]
+    assert min(scores[0].min().item() for scores in raw) < -100
+    expected = published_attention_loss(student, teacher, MASK)
+    found = attention_loss(student, teacher, MASK)
+    assert set(taken) == {"_mean_square_by_scores"}
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    flat = [tensor for pair in student for tensor in pair]
+    for gradient, wanted in zip(torch.autograd.grad(found, flat), torch.autograd.grad(expected, flat), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_score_of_exactly_the_floor_counts_zero() -> None:
+    one = torch.ones(1, 1, 1, 1)
+    for score, counted in ((-100.0, 0.0), (-99.0, -99.0), (-101.0, 0.0), (150.0, 150.0)):
+        loss = attention_loss([(one * score, one)], [(one, one)], torch.tensor([[1]]))
+        assert loss.item() == pytest.approx((counted - 1.0) ** 2)
+
+
+def test_large_values_in_padded_keys_change_nothing() -> None:
+    student, teacher = [random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)]
+    expected = attention_loss(student, teacher, MASK).item()
+    with torch.no_grad():
+        student[0][1][1, :, 3:] = 700.0
+        teacher[0][1][1, :, 3:] = -700.0
+    assert attention_loss(student, teacher, MASK).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_precision_inputs_are_upcast_once() -> None:
+    student, teacher = [random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)]
+    halves = [[(q.bfloat16(), k.bfloat16()) for q, k in side] for side in (student, teacher)]
+    exact = [[(q.double(), k.double()) for q, k in side] for side in halves]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention_loss(*halves, MASK)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(published_attention_loss(*exact, MASK).item(), rel=1e-5)
+
+
+def test_hidden_states_loss_by_hand() -> None:
+    fit_dense = torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        fit_dense.weight.copy_(torch.tensor([[1.0], [2.0]]))
+        fit_dense.bias.copy_(torch.tensor([0.5, 0.0]))
+    student = [torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.0], [1.0]]])]  # mapped: 1.5 2, 2.5 4; 0.5 0, 1.5 2
+    teacher = [torch.zeros(1, 2, 2), torch.tensor([[[0.5, 1.0], [1.5, 4.0]]])]
+    expected = (1.5**2 + 2**2 + 2.5**2 + 4**2) / 4 + (0 + 1 + 0 + 4) / 4
+    assert hidden_states_loss(student, teacher, fit_dense).item() == pytest.approx(expected)
+
+
+def test_soft_label_loss_by_hand() -> None:
+    # teacher probabilities 3/4 and 1/4 at temperature 2; student 1/2 and 1/2: mean over 2 classes of t * log 2
+    teacher = torch.tensor([[2 * math.log(3.0), 0.0]])
+    assert soft_label_loss(torch.zeros(1, 2), teacher, 2.0).item() == pytest.approx(math.log(2.0) / 2)
+    # student at temperature 2: 1/5 and 4/5; no factor of temperature squared
+    student = torch.tensor([[0.0, 2 * math.log(4.0)]])
+    expected = -(3 / 4 * math.log(1 / 5) + 1 / 4 * math.log(4 / 5)) / 2
+    assert soft_label_loss(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-6)
+    # the mean is over the batch as well
+    both = soft_label_loss(torch.cat([student, torch.zeros(1, 2)]), torch.cat([teacher, teacher]), 2.0)
+    assert both.item() == pytest.approx((expected + math.log(2.0) / 2) / 2, rel=1e-6)
+
+
+def test_hard_label_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    assert hard_label_loss(logits, torch.tensor([1, 0])).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert hard_label_loss(logits, torch.tensor([0, 0])).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("pooled_activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("distill_model", "alpha", "temperature"),
+    [("standard", 0.5, 1.0), ("standard", 0.3, 2.0), ("simplified", 0.5, 1.0), ("simplified", 0.5, 4.0),
+     ("hard", 0.5, 1.0)],
+)  # fmt: skip
+def test_losses_and_all_gradients_agree_with_the_plain_version(
+    tmp_path, distill_model: str, alpha: float, temperature: float, pooled_activation: str
+) -> None:
+    write_published(tmp_path / "teacher", TEACHER, teacher_weights())
+    write_published(tmp_path / "student", STUDENT, student_weights())
+    features = Features(write_tiny_features(tmp_path / "f", count=7))
+    batch = {name: torch.from_numpy(a) for name, a in features.batch(range(7), MAX_SEQ_LENGTH).items()}
+    assert (batch["attention_mask"] == 0).any()  # some padding
+
+    student, saved = load_ranker(tmp_path / "student", pooled_activation)
+    teacher = None if distill_model == "hard" else load_ranker(tmp_path / "teacher", pooled_activation)[0]
+    fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 0, 0.02)
+    settings = argparse.Namespace(distill_model=distill_model, alpha=alpha, temperature=temperature)
+    found = distillation_losses(settings, student, teacher, fit_dense, batch)
+    assert list(found) == list(LOSSES)
+    found["loss"].backward()
+
+    weights = {name: tensor.double().requires_grad_() for name, tensor in student_weights().items()}
+    target = {name: tensor.double() for name, tensor in teacher_weights().items()}
+    expected = plain.losses(
+        distill_model, weights, target, STUDENT.heads, batch, pooled_activation, alpha=alpha, temperature=temperature
+    )
+    expected["loss"].backward()
+    for name in LOSSES:
+        if (distill_model, name) != ("hard", "soft_loss"):  # hard labels alone have no soft loss
+            assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
+    gradients = {name: p.grad for name, p in student.named_parameters()}
+    gradients |= {f"fit_dense.{name}": p.grad for name, p in fit_dense.named_parameters()}
+    assert gradients.keys() == weights.keys()
+    for name, weight in weights.items():
+        wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        gradient = torch.zeros_like(wanted) if gradients[name] is None else gradients[name].double()
+        assert (gradient - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7, name

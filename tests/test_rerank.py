@@ -1,0 +1,227 @@
+"""Re-ranking: the script against the plain version, its output, and what it refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import (
+    STUDENT,
+    TOKENS,
+    assert_refused,
+    random_weights,
+    run_main,
+    student_weights,
+    write_published,
+    write_tiny_features,
+    write_transformers,
+)
+
+from benchmarks import plain
+from formats.features import Example, Features, FeaturesHeader, read_blocks, write_features
+from formats.scores import PassageScore, read_scores
+from modeling.vocabulary import vocabulary_sha256
+
+EXAMPLES = 23
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("inputs")
+    write_published(directory / "model", STUDENT, student_weights())
+    write_tiny_features(directory / "features", count=EXAMPLES, set_name="test")
+    return directory
+
+
+def arguments(inputs: Path, output: Path, *more: object) -> list[object]:
+    flags = ["--model_dir", inputs / "model", "--features_file", inputs / "features"]
+    return [*flags, "--output_scores_file", output, "--device", "cpu", *more]
+
+
+def scored(inputs: Path, output: Path, *more: object) -> list[PassageScore]:
+    done = run_main("rerank.py", *arguments(inputs, output, *more))
+    assert (done.status, done.stderr) == (0, ""), done
+    return list(read_scores(output))
+
+
+def plain_scores(features_file: Path, pooled_activation: str = "none", weights: dict | None = None) -> list[float]:
+    """One example at a time, in float64."""
+    weights = {name: tensor.double() for name, tensor in (weights or student_weights()).items()}
+    features = Features(features_file)
+    scores = []
+    for i in range(len(features)):
+        batch = {name: torch.from_numpy(array) for name, array in features.batch([i]).items()}
+        logits = plain.bert(weights, STUDENT.heads, batch, pooled_activation)[0]
+        scores.append(torch.softmax(logits, dim=-1)[0, 1].item())
+    return scores
+
+
+def test_scores_are_those_of_the_plain_version_in_input_order(inputs: Path, tmp_path: Path) -> None:
+    lengths = Features(inputs / "features").lengths
+    assert len(set(lengths.tolist())) > 3
+    expected = plain_scores(inputs / "features")
+    assert max(expected) - min(expected) > 0.05
+    ids = [example_id for block in read_blocks(inputs / "features") for example_id in block.example_ids]
+    for batch_size in (1, 2, 7, EXAMPLES, 1000):
+        rows = scored(inputs, tmp_path / str(batch_size), "--eval_batch_size", batch_size)
+        assert [f"{row.query_id}#{row.passage_id}" for row in rows] == ids
+        assert [row.score for row in rows] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_scores_file_is_as_documented(inputs: Path, tmp_path: Path) -> None:
+    done = run_main("rerank.py", *arguments(inputs, tmp_path / "scores"))
+    assert f"{EXAMPLES} passages" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    lines = (tmp_path / "scores").read_text().split("\n")
+    assert lines.pop() == ""
+    for i, line in enumerate(lines):
+        query_id, passage_id, score = line.split("\t")
+        assert (query_id, passage_id) == (f"q{i % 3}", f"D{i % 7}_{i}")
+        assert 0 < float(score) < 1
+        assert repr(float(score)) == score
+    assert sorted(os.listdir(tmp_path)) == ["scores", "scores.log"]
+
+
+def test_examples_of_several_blocks_keep_their_order(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as small_blocks:
+        small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 5)
+        write_tiny_features(tmp_path / "features", count=EXAMPLES, set_name="test")
+    assert len(list(read_blocks(tmp_path / "features"))) == 5
+    rows = scored(inputs, tmp_path / "scores", "--features_file", tmp_path / "features")
+    assert [row.score for row in rows] == pytest.approx(plain_scores(inputs / "features"), abs=1e-6)
+    assert [row.passage_id for row in rows] == [f"D{i % 7}_{i}" for i in range(EXAMPLES)]
+
+
+def test_the_head_that_the_model_records_is_honoured(inputs: Path, tmp_path: Path) -> None:
+    write_transformers(tmp_path / "relu", STUDENT, random_weights(STUDENT, seed=2), pooled_activation="relu")
+    both = {head: plain_scores(inputs / "features", head) for head in ("none", "relu")}
+    assert max(abs(a - b) for a, b in zip(*both.values(), strict=True)) > 0.01
+
+    def found(name: str, *more: object) -> list[float]:
+        return [row.score for row in scored(inputs, tmp_path / name, *more)]
+
+    assert found("1", "--model_dir", tmp_path / "relu") == pytest.approx(both["relu"], abs=1e-6)
+    assert found("2") == pytest.approx(both["none"], abs=1e-6)
+    assert found("3", "--pooled_activation", "relu") == pytest.approx(both["relu"], abs=1e-6)
+    more = ["--model_dir", tmp_path / "relu", "--pooled_activation", "none"]
+    assert found("4", *more) == pytest.approx(both["none"], abs=1e-6)
+
+
+def test_high_scores_stay_apart(inputs: Path, tmp_path: Path) -> None:
+    weights = student_weights()
+    weights["classifier.bias"] = torch.tensor([-11.0, 11.0])  # a logit gap of about 22, where float32 says 1.0
+    write_published(tmp_path / "model", STUDENT, weights)
+    scores = [row.score for row in scored(inputs, tmp_path / "scores", "--model_dir", tmp_path / "model")]
+    expected = plain_scores(inputs / "features", weights=weights)
+    assert min(scores) > 1 - 1e-7
+    assert max(scores) < 1
+    assert len(set(scores)) == EXAMPLES
+    order = sorted(range(EXAMPLES), key=expected.__getitem__)
+    assert sorted(range(EXAMPLES), key=scores.__getitem__) == order
+
+
+def test_mixed_precision_is_close(inputs: Path, tmp_path: Path) -> None:
+    scores = [row.score for row in scored(inputs, tmp_path / "scores", "--fp16")]
+    assert scores == pytest.approx(plain_scores(inputs / "features"), abs=0.02)
+
+
+def test_a_model_as_saved_by_the_distillation_is_read(inputs: Path, tmp_path: Path) -> None:
+    write_tiny_features(tmp_path / "train", count=4)
+    more = ["--distill_model", "hard", "--features_file", tmp_path / "train", "--train_batch_size", 4]
+    more += ["--general_student_model", inputs / "model", "--output_student_dir", tmp_path / "student"]
+    assert run_main("distill.py", *more, "--learning_rate", 0, "--device", "cpu").status == 0
+    rows = scored(inputs, tmp_path / "scores", "--model_dir", tmp_path / "student")
+    assert rows == scored(inputs, tmp_path / "before")
+
+
+# Refusals.
+
+
+def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[object, ...]) -> None:
+    before = sorted(os.listdir(tmp_path))
+    done = run_main("rerank.py", *arguments(inputs, tmp_path / "scores", *more))
+    assert_refused(done, *says)
+    assert done.stdout == ""
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_features_that_cannot_be_scored_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def features(path: Path, *says: str) -> None:
+        refused(inputs, tmp_path, "--features_file", path, says=(path, *says))
+
+    features(write_tiny_features(tmp_path / "train", 5), "block 0 example 0", "has no '#'", "--set_name test")
+    features(write_tiny_features(tmp_path / "long", 5, "test", max_seq_length=20), "up to 20 tokens, 19 positions")
+    other = [*TOKENS[:-1], "new"]
+    features(write_tiny_features(tmp_path / "other", 5, "test", tokens=other), "another vocabulary")
+    features(write_tiny_features(tmp_path / "more", 5, "test", tokens=[*TOKENS, "new"]), "tokens and 2 segments")
+    features(tmp_path / "missing")
+    (tmp_path / "text").write_text("q1#D1_0\tquery\tpassage\n")
+    features(tmp_path / "text", "tokenize_to_features.py")
+    features(inputs, "is a directory")
+
+
+def test_features_that_were_cut_leave_no_scores(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small_blocks:
+        small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 5)
+        write_tiny_features(tmp_path / "whole", count=EXAMPLES, set_name="test")
+    content = (tmp_path / "whole").read_bytes()
+    for kept in (len(content) // 2, len(content) * 9 // 10, len(content) - 1):
+        (tmp_path / "cut").write_bytes(content[:kept])
+        refused(inputs, tmp_path, "--features_file", tmp_path / "cut", says=(tmp_path / "cut", "block"))
+
+
+def test_an_id_that_no_run_can_carry_is_refused(inputs: Path, tmp_path: Path) -> None:
+    header = FeaturesHeader(17, len(TOKENS), True, "test", vocabulary_sha256(TOKENS))
+    for example_id in ("q1", "#D1_0", "q1#", "q 1#D1_0", "q1#D1 0"):
+        write_features(
+            tmp_path / "f", header, [Example("q#d", [2, 5, 3, 3], 3, -1), Example(example_id, [2, 3, 3], 2, -1)]
+        )
+        refused(inputs, tmp_path, "--features_file", tmp_path / "f", says=("block 0 example 1", repr(example_id)))
+
+
+def test_models_that_cannot_be_used_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def model(path: Path, *says: str) -> None:
+        refused(inputs, tmp_path, "--model_dir", path, says=(path, *says))
+
+    model(tmp_path / "missing", "is not a directory")
+    without = {name: tensor for name, tensor in student_weights().items() if name != "classifier.weight"}
+    model(write_published(tmp_path / "general", STUDENT, without), "classifier.weight is missing")
+    sizes = STUDENT._replace(vocabulary=len(TOKENS) - 1)
+    model(write_published(tmp_path / "small", sizes, random_weights(sizes, 1)), "tokens and 2 segments")
+
+
+def test_a_model_whose_numbers_overflow_writes_no_scores(inputs: Path, tmp_path: Path) -> None:
+    weights = student_weights()
+    weights["classifier.weight"] = torch.full((2, STUDENT.hidden), 3e38)
+    write_published(tmp_path / "model", STUDENT, weights)
+    refused(inputs, tmp_path, "--model_dir", tmp_path / "model", says=(tmp_path / "model", "not finite"))
+
+
+def test_flags_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> None:
+    for flag, *values in (
+        ("--eval_batch_size", "0", "-1", "x"),
+        ("--max_seq_length", "16", "18"),
+        ("--pooled_activation", "gelu"),
+        ("--device", "tpu", "cuda:99"),
+        ("--output_scores_file", tmp_path, tmp_path / "missing" / "scores"),
+    ):
+        for value in values:
+            refused(inputs, tmp_path, flag, value, says=(flag,))
+
+
+def test_existing_scores_are_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("mine")
+    refused(inputs, tmp_path, says=("--output_scores_file", tmp_path / "scores", "--overwrite"))
+    refused(inputs, tmp_path, "--overwrite", "--features_file", tmp_path / "none", says=(tmp_path / "none",))
+    assert (tmp_path / "scores").read_text() == "mine"
+    assert len(scored(inputs, tmp_path / "scores", "--overwrite")) == EXAMPLES
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [(), ("--fp16",)], ids=["float32", "float16"])
+def test_a_gpu_gives_the_same_scores(inputs: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    rows = scored(inputs, tmp_path / "scores", "--device", 0, *more)
+    tolerance = 0.01 if more else 1e-5
+    assert [row.score for row in rows] == pytest.approx(plain_scores(inputs / "features"), abs=tolerance)
