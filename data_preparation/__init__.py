@@ -1,0 +1,1 @@
+"""From collections to pairs: passages of documents, and candidates for queries. Nothing here imports torch."""

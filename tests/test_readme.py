@@ -1,0 +1,82 @@
+"""README and shell scripts speak of flags, files and variables that exist."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELL_SCRIPTS = sorted(path for path in [*ROOT.glob("*.sh"), *ROOT.glob("experiments/**/*.sh")])
+TEXTS = [ROOT / "README.md", *SHELL_SCRIPTS]
+# made by the two commands, or the reader's own
+NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco)/")
+
+
+@cache
+def help_of(script: str) -> str:
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """The project's Python scripts that a text calls, with the long flags of each call."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    found = []
+    for line in joined.splitlines():
+        for script, rest in re.findall(r"(?:python|\$python\"?) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
+            found.append((script, re.findall(r"(?<![\w-])--([\w-]+)", rest)))
+    return found
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_script_called_exists_and_knows_its_flags(path):
+    called = commands(path.read_text())
+    assert called
+    for script, flags in called:
+        assert (ROOT / script).is_file(), f"{path.name} calls {script}"
+        for flag in flags:
+            assert re.search(rf"--{flag}\b", help_of(script)), f"{path.name} gives {script} --{flag}"
+
+
+def test_every_flag_that_the_readme_names_belongs_to_a_script():
+    helps = [help_of(path.name) for path in ROOT.glob("*.py")]
+    for flag in re.findall(r"`--([\w-]+)", (ROOT / "README.md").read_text()):
+        assert any(re.search(rf"--{flag}\b", text) for text in helps), flag
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_file_named_exists(path):
+    named = re.findall(r"(?<![\w/.$}-])((?:[\w-]+/)*[\w-]+\.(?:py|sh|md|txt|yaml|toml))\b", path.read_text())
+    own = {name for name in named if not NOT_CARRIED.match(name)}
+    known = {file.name for file in ROOT.rglob("*") if ".git/" not in str(file)}
+    for name in own:
+        found = (ROOT / name).exists() if "/" in name else name in known
+        assert found or name in MADE, f"{path.name} names {name}"
+
+
+# files that the scripts write, and names of other projects' files
+MADE = {"vocab.txt", "qrels.txt", "run.txt", "teacher.txt"}
+
+
+def test_shell_variables_that_the_readme_sets_exist():
+    scripts = "\n".join(path.read_text() for path in SHELL_SCRIPTS)
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            if re.search(r"bash (?:distill|reranker)\.sh", line):
+                for name in re.findall(r"(\w+)=\S+", line.partition("bash ")[0]):
+                    assert f"{name}=${{{name}:-" in scripts, name
+
+
+def test_environments_name_the_same_packages():
+    assert "-r requirements.txt" in (ROOT / "env.yaml").read_text()
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in pins)
+    assert "torch==2.13.0" in pins and not any(line.startswith("apex") for line in pins)
+
+
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_parse(path):
+    subprocess.run(["bash", "-n", path], check=True)
