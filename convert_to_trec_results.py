@@ -1,12 +1,10 @@
 """Passage scores to a TREC run of documents."""
 
 import argparse
-import os
 import re
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -56,15 +54,15 @@ def first_p(scores: list[float]) -> float:
 def aggregation_function(name: str) -> Callable[[list[float]], float]:
     """The function that makes one document score of its passage scores.
 
-    Raises ArgumentTypeError for an unknown name.
+    Raises InputError for an unknown name.
     """
     plain = {"MaxP": max_p, "FirstP": first_p, "SumP": sum_p, "AvgP": avg_p}
     if name in plain:
         return plain[name]
     if match := re.fullmatch(r"([1-9][0-9]{0,8})-Max&AvgP", name):
         return partial(k_max_avg_p, int(match[1]))
-    raise argparse.ArgumentTypeError(
-        f"'{name}' is none of {', '.join(plain)} and k-Max&AvgP with a number from 1 for k, such as 3-Max&AvgP"
+    raise InputError(
+        f"--aggregation: '{name}' is none of {', '.join(plain)} and k-Max&AvgP with a number for k, such as 3-Max&AvgP"
     )
 
 
@@ -112,18 +110,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--run_name", help="the last column of the run (default: bert_ and the aggregation)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     args = parser.parse_args()
-    try:
-        args.aggregate = aggregation_function(args.aggregation)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"--aggregation: {error}")
+    args.aggregate = aggregation_function(args.aggregation)
     if args.run_name is None:
         args.run_name = f"bert_{args.aggregation}"
     if not args.run_name or not args.run_name.isprintable() or " " in args.run_name:
         parser.error(f"--run_name: {args.run_name!r} is empty or holds white space, so it cannot be a column")
-    refuse_existing(args.output_results_file, "--output_results_file", args.overwrite)
-    output = Path(args.output_results_file)
-    if output.exists() and os.path.exists(args.scores_file) and output.samefile(args.scores_file):
-        parser.error("--output_results_file: would replace the --scores_file; name another file")
+    refuse_existing(args.output_results_file, "--output_results_file", args.overwrite, [args.scores_file])
     return args
 
 

@@ -1,9 +1,9 @@
 """Features, a teacher and a general student in; a distilled student out."""
 
 import argparse
+import contextlib
 import json
 import logging
-import logging.handlers
 import re
 import shutil
 import time
@@ -16,11 +16,11 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from formats.features import Features
-from formats.files import InputError, run_script, write_whole_directory
+from formats.features import Features, FeaturesHeader
+from formats.files import InputError, hold_log, run_script, write_whole_directory
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
-from modeling.device import DeviceError, choose_device, device_name, half_precision
+from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
 from modeling.optimization import BertAdam, decay_groups
 from modeling.vocabulary import VocabularyError
@@ -66,7 +66,7 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     method.add_argument(
         "--pooled_activation",
         choices=POOLED_ACTIVATIONS,
-        help="before both classifiers; relu reproduces the published training (default: as each model says)",
+        help="before both classifiers; relu reproduces the published training (default: as the teacher says)",
     )
     method.add_argument("--teacher_dropout", action="store_true", help="leave the teacher's dropout on, as published")
     training = parser.add_argument_group("training")
@@ -118,6 +118,8 @@ def check_args(args: argparse.Namespace) -> None:
             if args.teacher_model
             else f"--teacher_model: needed for --distill_model {args.distill_model}"
         )
+    if args.distill_model == "hard" and args.teacher_dropout:
+        raise InputError("--teacher_dropout: has no use with --distill_model hard, leave it out")
     for name in ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "train_loss_step"):
         if not 1 <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be 1 or more")
@@ -155,13 +157,17 @@ def earlier_checkpoints(directory: Path) -> list[Path]:
     return [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
-def check_output_dir(directory: Path, overwrite: bool) -> None:
-    """Raises InputError where the directory holds a run, unless `overwrite` is given."""
+def check_output_dir(args: argparse.Namespace) -> None:
+    """Raises InputError where the directory holds an input, or, without `--overwrite`, a student or checkpoints."""
+    directory = args.output_student_dir
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_student_dir: {directory} is a file")
-    models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json", "train_loss.jsonl")
+    for model in filter(None, (args.teacher_model, args.general_student_model)):
+        if directory.resolve() in (model.resolve(), model.resolve().parent) and args.overwrite:
+            raise InputError(f"--output_student_dir: {model} is an input and would be lost; name another directory")
+    models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
     found = [directory / name for name in models if (directory / name).exists()] + earlier_checkpoints(directory)
-    if found and not overwrite:
+    if found and not args.overwrite:
         raise InputError(
             f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; pass --overwrite to replace "
             "it, or name another directory"
@@ -205,14 +211,17 @@ def distillation_losses(
     att = rep = soft = zero
     if args.distill_model == "simplified":
         layer_map = teacher_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+        layers = list(range(1, len(layer_map)))
         with torch.no_grad():
             target = teacher(**inputs, hidden_states=True, queries_keys_of=layer_map[1:])
-        output = student(**inputs, hidden_states=True, queries_keys_of=range(1, len(layer_map)))
-        att = attention_loss(
-            [output.queries_keys[m] for m in range(1, len(layer_map))],
-            [target.queries_keys[n] for n in layer_map[1:]],
-            batch["attention_mask"],
-        )
+        output = student(**inputs, hidden_states=True, queries_keys_of=layers)
+        # apex patches torch itself, so that the loss cannot keep it from float16
+        with import_apex_amp().disable_casts() if args.fp16_backend == "apex" else contextlib.nullcontext():
+            att = attention_loss(
+                [output.queries_keys[m] for m in layers],
+                [target.queries_keys[n] for n in layer_map[1:]],
+                batch["attention_mask"],
+            )
         rep = hidden_states_loss(output.hidden_states, [target.hidden_states[n] for n in layer_map], fit_dense)
     else:
         output = student(**inputs)
@@ -318,6 +327,10 @@ def train(
 
                 if global_step % args.train_loss_step == 0 or global_step == total_updates:
                     means = dict(zip(LOSSES, (sums / steps_since_line).tolist(), strict=True))
+                    if not np.isfinite(means["loss"]):
+                        raise InputError(
+                            f"the loss is not finite at update {global_step}, nothing is saved; lower --learning_rate"
+                        )
                     line = {"global_step": global_step, **means, "learning_rate": learning_rate}
                     loss_file.write(json.dumps(line) + "\n")
                     loss_file.flush()
@@ -346,21 +359,13 @@ def log_to(path: Path) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def main() -> None:
-    args = parse_args()
-    device = choose_device(args.device)
-    check_output_dir(args.output_student_dir, args.overwrite)
-    # Until everything is checked, nothing is written, and a refusal is one line on stderr: warnings wait for the log.
-    warnings = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-    logging.getLogger().addHandler(warnings)
+def load_features(args: argparse.Namespace) -> Features:
+    """The training examples. Raises InputError where they are not what the flags say."""
     features = Features(args.features_file)
-    header = features.header
-    if args.max_seq_length not in (None, header.max_seq_length):
-        raise InputError(
-            f"--max_seq_length: {args.features_file} was made with {header.max_seq_length}; tokenize again"
-        )
-    if args.do_lower_case not in (None, header.do_lower_case):
-        raise InputError(f"--do_lower_case: {args.features_file} was made with {header.do_lower_case}; tokenize again")
+    for name in ("max_seq_length", "do_lower_case"):
+        given, made = getattr(args, name), getattr(features.header, name)
+        if given not in (None, made):
+            raise InputError(f"--{name}: {args.features_file} was made with {made}; tokenize again")
     if (features.labels < 0).any():
         raise InputError(f"--features_file: {args.features_file} has no labels; tokenize with --set_name train")
     if len(features) < args.train_batch_size:
@@ -368,37 +373,69 @@ def main() -> None:
             f"--train_batch_size: {args.train_batch_size} is more than the {len(features)} examples of "
             f"{args.features_file}"
         )
+    return features
 
-    torch.manual_seed(args.seed)
-    student, saved_fit_dense = load_ranker(args.general_student_model, args.pooled_activation, args.seed)
-    vocabulary = check_reads_features(args.general_student_model, student, args.features_file, header)
-    teacher = fit_dense = None
+
+def load_models(
+    args: argparse.Namespace, header: FeaturesHeader
+) -> tuple[BertRanker, BertRanker | None, torch.nn.Linear | None, list[str]]:
+    """Student, teacher, fit_dense (the last two where the method has them), and the student's vocabulary.
+
+    Raises InputError or CheckpointError where they do not fit the features or each other.
+    """
+    teacher = fit_dense = teacher_vocabulary = None
+    pooled_activation = args.pooled_activation
     if args.teacher_model is not None:
-        teacher, _ = load_ranker(args.teacher_model, args.pooled_activation)
-        vocabulary = check_reads_features(args.teacher_model, teacher, args.features_file, header) or vocabulary
+        teacher, _ = load_ranker(args.teacher_model, pooled_activation)
+        teacher_vocabulary = check_reads_features(args.teacher_model, teacher, args.features_file, header)
+        teacher.requires_grad_(False)
+        pooled_activation = teacher.pooled_activation  # one head for both
+    student, saved_fit_dense = load_ranker(args.general_student_model, pooled_activation, args.seed)
+    vocabulary = check_reads_features(args.general_student_model, student, args.features_file, header)
+    vocabulary = vocabulary or teacher_vocabulary
+    if teacher is not None:
         check_teacher_fits(args.distill_model, teacher, student)
-        teacher.to(device).requires_grad_(False)
-        if args.distill_model == "simplified":
-            sizes = student.config.hidden_size, teacher.config.hidden_size
-            fit_dense = make_fit_dense(*sizes, saved_fit_dense, args.seed, student.config.initializer_range).to(device)
+    if args.distill_model == "simplified":
+        sizes = student.config.hidden_size, teacher.config.hidden_size
+        fit_dense = make_fit_dense(*sizes, saved_fit_dense, args.seed, student.config.initializer_range)
     if vocabulary is None:
         raise InputError(f"--general_student_model: {args.general_student_model} needs a vocab.txt for its student")
-    student.to(device)
+    return student, teacher, fit_dense, vocabulary
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    check_output_dir(args)
+    torch.manual_seed(args.seed)
+    with hold_log() as held:  # until everything is checked, nothing is written
+        features = load_features(args)
+        student, teacher, fit_dense, vocabulary = load_models(args, features.header)
+        for model in (student, teacher, fit_dense):
+            if model is not None:
+                model.to(device)
 
     prepare_output_dir(args.output_student_dir)
     log_to(args.output_student_dir / "distill.log")
     logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
     logger.info("device: %s", device_name(device))
-    for record in warnings.buffer:
-        logging.getLogger().handle(record)
+    for record in held:
+        logger.handle(record)
 
     def save_student(directory: Path) -> None:
         with write_whole_directory(directory, last="config.json") as partial:
-            save_ranker(student, vocabulary, header.do_lower_case, partial)
+            save_ranker(student, vocabulary, features.header.do_lower_case, partial)
         logger.info("wrote %s", directory)
 
     start = time.monotonic()
-    train(args, device, features, student, teacher, fit_dense, save_student)
+    try:
+        train(args, device, features, student, teacher, fit_dense, save_student)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            "out of memory; raise --gradient_accumulation_steps, which changes nothing else, or lower the batch size"
+        ) from None
     save_student(args.output_student_dir)
     seconds = time.monotonic() - start
     examples = len(features) // args.train_batch_size * args.train_batch_size * args.num_train_epochs

@@ -8,9 +8,10 @@ cd "$(dirname "$0")"
 # --- method
 # simplified: attention + hidden states + soft + hard labels; standard: soft and hard labels; hard: hard labels alone
 distill_model_type=${distill_model_type:-simplified}
+teacher_dropout=${teacher_dropout:-no}      # yes: the teacher's dropout stays on, as in the published training
 alpha=${alpha:-0.5}                         # standard only: weight of the soft labels, the rest is for the hard ones
 temperature=${temperature:-1}               # above 1 softens the teacher's probabilities
-pooled_activation=${pooled_activation:-}    # empty: as the teacher was made; relu: the published training
+pooled_activation=${pooled_activation:-}    # before the classifier. empty: as the teacher has it; relu: as published
 
 # --- files. Give a collection of your own a name, and say where its pairs and models are.
 collection=${collection:-python_docs}       # python_docs is the bundled example, which builds itself
@@ -19,13 +20,14 @@ teacher_model=${teacher_model:-models/$collection/teacher}
 general_student_model=${general_student_model:-models/$collection/general_student}
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type}
 overwrite=${overwrite:-no}                  # yes: replace the student that output_student_dir holds
+do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 
 # --- training
-max_seq_length=${max_seq_length:-128}       # tokens of query and passage; the paper has 256. 128 is for a CPU: a third of
-                                            # the work, and passages start every 75 words, so little is never seen
-train_batch_size=${train_batch_size:-16}    # examples per update; the paper has 64, for a million examples
-learning_rate=${learning_rate:-2e-4}        # the highest; the paper has 5e-5, for 100 times the updates
-num_train_epochs=${num_train_epochs:-2}     # passes over the pairs
+max_seq_length=${max_seq_length:-128}       # tokens of query and passage; the paper has 256. 128 is for a CPU: half the
+                                            # work, and as passages start every 75 words most text is still seen
+train_batch_size=${train_batch_size:-8}     # examples per update; the paper has 64. 8 is for the example's 1,900 pairs
+learning_rate=${learning_rate:-1e-4}        # the highest; the paper has 5e-5, for far more updates
+num_train_epochs=${num_train_epochs:-1}     # passes over the pairs; the paper has 2
 warmup_proportion=${warmup_proportion:-0.1} # share of the updates in which the learning rate rises
 weight_decay=${weight_decay:-0.01}          # none on biases and LayerNorm
 gradient_accumulation_steps=${gradient_accumulation_steps:-1}  # parts of a batch, to save memory; results stay the same
@@ -33,12 +35,36 @@ seed=${seed:-42}                            # of shuffling, dropout and initial 
 
 # --- running
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-fp16=${fp16:-no}                            # yes: mixed precision, float16 on a GPU, bfloat16 on a CPU that has it
+fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
+                                            # where there is a GPU, or a processor that multiplies bfloat16
+fp16_backend=${fp16_backend:-torch}         # apex: NVIDIA apex that still has amp, on a GPU
+fp16_opt_level=${fp16_opt_level:-O1}        # of apex
 train_loss_step=${train_loss_step:-20}      # updates between lines of train_loss.jsonl
 save_model_step=${save_model_step:-0}       # updates between checkpoints; 0: none but the finished student
-python=${python:-python}
+python=${python:-python}                    # the interpreter
 
-# Freed memory is kept and huge pages are asked for: page faults cost a CPU a third of its speed. Linux's C library only.
+fail() {
+    echo "distill.sh: $*" >&2
+    exit 2
+}
+case $distill_model_type in
+    simplified | standard | hard) ;;
+    *) fail "distill_model_type=$distill_model_type is none of simplified, standard, hard" ;;
+esac
+for name in overwrite do_lower_case teacher_dropout fp16; do
+    case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
+done
+if [[ $overwrite == no && -e $output_student_dir/config.json ]]; then
+    fail "$output_student_dir holds a student already; set overwrite=yes to replace it, or another output_student_dir"
+fi
+if [[ $fp16 == auto ]]; then
+    fp16=no
+    if [[ $device != cpu ]] && nvidia-smi -L &>/dev/null || grep -qsw -e avx512_bf16 -e amx_bf16 /proc/cpuinfo; then
+        fp16=yes
+    fi
+fi
+
+# Freed memory is kept and huge pages are asked for: page faults slow a CPU down. Linux's C library only.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
@@ -46,29 +72,35 @@ if [[ $collection == python_docs ]]; then
     max_seq_length=$max_seq_length device=$device fp16=$fp16 python=$python bash experiments/python_docs/prepare.sh
 fi
 
-features_file=${features_file:-data/$collection/train.$max_seq_length.features}
-if [[ ! -e $features_file ]]; then
+pairs_name=$(basename "${train_pairs%.gz}" .tsv)
+features_file=${features_file:-data/$collection/$pairs_name.$max_seq_length.features}
+case_flag=--do_lower_case
+[[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case
+if [[ ! $features_file -nt $train_pairs ]]; then
     "$python" tokenize_to_features.py --set_name train --raw_data_file "$train_pairs" \
         --output_features_file "$features_file" --bert_model_dir "$general_student_model" \
-        --max_seq_length "$max_seq_length"
+        --max_seq_length "$max_seq_length" "$case_flag" --overwrite
 fi
 
 flags=()
 [[ $distill_model_type == hard ]] || flags+=(--teacher_model "$teacher_model")
 [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
-[[ $fp16 != yes ]] || flags+=(--fp16)
+[[ $teacher_dropout != yes ]] || flags+=(--teacher_dropout)
+[[ $fp16 != yes ]] || flags+=(--fp16 --fp16_backend "$fp16_backend" --fp16_opt_level "$fp16_opt_level")
 [[ $overwrite != yes ]] || flags+=(--overwrite)
 "$python" distill.py --distill_model "$distill_model_type" --features_file "$features_file" \
     --general_student_model "$general_student_model" --output_student_dir "$output_student_dir" \
-    --alpha "$alpha" --temperature "$temperature" --max_seq_length "$max_seq_length" \
+    --alpha "$alpha" --temperature "$temperature" --max_seq_length "$max_seq_length" "$case_flag" \
     --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" --num_train_epochs "$num_train_epochs" \
     --warmup_proportion "$warmup_proportion" --weight_decay "$weight_decay" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" --device "$device" \
     --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" ${flags[@]+"${flags[@]}"}
 
+# What reranker.sh cannot know by itself.
+settings=()
+[[ $collection == python_docs ]] || settings+=("collection=${collection@Q}")
+[[ $teacher_model == "models/$collection/teacher" ]] || settings+=("teacher_model=${teacher_model@Q}")
+[[ $output_student_dir == "models/$collection/student_simplified" ]] || settings+=("student_model=${output_student_dir@Q}")
+[[ $max_seq_length == 128 ]] || settings+=("max_seq_length=$max_seq_length")
 echo "The student is in $output_student_dir. Next, re-rank with it and with its teacher:"
-if [[ $distill_model_type == simplified && $collection == python_docs ]]; then
-    echo "    bash reranker.sh"
-else
-    echo "    collection=$collection student_model=$output_student_dir bash reranker.sh"
-fi
+echo "   " ${settings[@]+"${settings[@]}"} "bash reranker.sh"

@@ -1,6 +1,7 @@
 """Features and a ranker in; a score for each passage out."""
 
 import argparse
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,15 @@ import torch
 from tqdm import tqdm
 
 from formats.features import FeatureBlock, FeaturesHeader, pad_batch, read_blocks, read_header
-from formats.files import InputError, refuse_existing, report, run_script
+from formats.files import InputError, hold_log, refuse_existing, report, run_script
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker
-from modeling.device import DeviceError, choose_device, device_name, half_precision
+from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
 from modeling.vocabulary import VocabularyError
+
+logger = logging.getLogger("rerank")
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.py --set_name test), and a model
      directory.
 Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
-     "relevant", from 0 to 1.""",
+     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed.""",
     )
     parser.add_argument("--model_dir", type=Path, required=True, help="the ranker's model directory")
     parser.add_argument("--features_file", type=Path, required=True, help="tokenized pairs")
@@ -46,7 +49,7 @@ Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. 
     args = parser.parse_args()
     if args.eval_batch_size < 1:
         raise InputError("--eval_batch_size: needs to be 1 or more")
-    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite)
+    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
     return args
 
 
@@ -96,16 +99,24 @@ def score_block(model: BertRanker, block: FeatureBlock, batch_size: int, fp16: b
 def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
-    header, count = check_features(args.features_file, args.max_seq_length)
-    model, _ = load_ranker(args.model_dir, args.pooled_activation)
-    check_reads_features(args.model_dir, model, args.features_file, header)
-    model.to(device)
+    with hold_log() as held:
+        header, count = check_features(args.features_file, args.max_seq_length)
+        model, _ = load_ranker(args.model_dir, args.pooled_activation)
+        check_reads_features(args.model_dir, model, args.features_file, header)
+        model.to(device)
+    for record in held:
+        logger.handle(record)
     start = time.monotonic()
 
     def rows() -> Iterator[PassageScore]:
         with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
             for block in read_blocks(args.features_file):
-                scores = score_block(model, block, args.eval_batch_size, args.fp16, progress)
+                try:
+                    scores = score_block(model, block, args.eval_batch_size, args.fp16, progress)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise InputError("out of memory; lower --eval_batch_size") from None
                 if not np.isfinite(scores).all():
                     raise InputError(f"--model_dir: {args.model_dir} gives a score that is not finite")
                 for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):

@@ -9,58 +9,78 @@ collection=${collection:-python_docs}       # python_docs is the bundled example
 test_pairs=${test_pairs:-data/$collection/test_pairs.tsv}         # the candidates' passages
 candidates_run=${candidates_run:-data/$collection/top100.test}    # the run to compare with
 qrels=${qrels:-data/$collection/qrels.test.tsv}
-teacher_model=${teacher_model:-models/$collection/teacher}
+teacher_model=${teacher_model-models/$collection/teacher}         # empty: without the teacher, which is slow
 student_model=${student_model:-models/$collection/student_simplified}
 runs_dir=${runs_dir:-runs/$collection}      # scores and runs are written here
 
 # --- re-ranking
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage, as the student was trained
 aggregation=${aggregation:-MaxP}            # document score: MaxP, FirstP, SumP, AvgP, or '3-Max&AvgP' for the 3 best
+do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 eval_batch_size=${eval_batch_size:-8}       # passages at a time; small is fast on a CPU, take 256 or more on a GPU
+pooled_activation=${pooled_activation:-}    # before the classifier. empty: as each model says
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-fp16=${fp16:-no}                            # yes: mixed precision, float16 on a GPU, bfloat16 on a CPU that has it
-python=${python:-python}
+fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
+                                            # where there is a GPU, or a processor that multiplies bfloat16
+python=${python:-python}                    # the interpreter
 
-# Freed memory is kept and huge pages are asked for: page faults cost a CPU a third of its speed. Linux's C library only.
+fail() {
+    echo "reranker.sh: $*" >&2
+    exit 2
+}
+case $fp16 in yes | no | auto) ;; *) fail "fp16=$fp16 is none of yes, no, auto" ;; esac
+[[ -e $student_model/config.json || -e $student_model/bert_config.json ]] ||
+    fail "$student_model holds no student; run 'bash distill.sh' first, or set student_model"
+for name in test_pairs candidates_run qrels; do
+    [[ -r ${!name} ]] || fail "$name=${!name} is not there"
+done
+[[ $(basename "$student_model") != teacher ]] || fail "student_model=$student_model has the teacher's name; rename it"
+if [[ $fp16 == auto ]]; then
+    fp16=no
+    if [[ $device != cpu ]] && nvidia-smi -L &>/dev/null || grep -qsw -e avx512_bf16 -e amx_bf16 /proc/cpuinfo; then
+        fp16=yes
+    fi
+fi
+
+# Freed memory is kept and huge pages are asked for: page faults slow a CPU down. Linux's C library only.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-if [[ ! -e $student_model/config.json ]]; then
-    echo "reranker.sh: $student_model holds no student; run 'bash distill.sh' first, or set student_model" >&2
-    exit 2
-fi
 mkdir -p "$runs_dir"
-features_file=${features_file:-data/$collection/test.$max_seq_length.features}
-if [[ ! -e $features_file ]]; then
+pairs_name=$(basename "${test_pairs%.gz}" .tsv)
+features_file=${features_file:-data/$collection/$pairs_name.$max_seq_length.features}
+if [[ ! $features_file -nt $test_pairs ]]; then
+    case_flag=--do_lower_case
+    [[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case
     "$python" tokenize_to_features.py --set_name test --raw_data_file "$test_pairs" \
-        --output_features_file "$features_file" --bert_model_dir "$student_model" --max_seq_length "$max_seq_length"
+        --output_features_file "$features_file" --bert_model_dir "$student_model" \
+        --max_seq_length "$max_seq_length" "$case_flag" --overwrite
 fi
 
-fp16_flag=()
-[[ $fp16 != yes ]] || fp16_flag=(--fp16)
-for model in "$teacher_model" "$student_model"; do
-    name=$(basename "$model")
-    scores=$runs_dir/$name.scores.tsv
-    # What is newer than its model and its features stands.
-    if [[ ! $scores -nt $model/config.json || ! $scores -nt $features_file ]]; then
-        "$python" rerank.py --model_dir "$model" --features_file "$features_file" --output_scores_file "$scores" \
-            --eval_batch_size "$eval_batch_size" --device "$device" --overwrite ${fp16_flag[@]+"${fp16_flag[@]}"}
-    fi
-    "$python" convert_to_trec_results.py --scores_file "$scores" --output_results_file "$runs_dir/$name.run" \
-        --aggregation "$aggregation" --run_name "$name" --overwrite
-done
-
-# The measures of one run, and the speed that its log remembers, as a row of the table.
+flags=()
+[[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
+[[ $fp16 != yes ]] || flags+=(--fp16)
+# Ranks with a model under a name: NAME.scores.tsv, its log, and NAME.run in runs_dir.
+rank() {
+    "$python" rerank.py --model_dir "$2" --features_file "$features_file" \
+        --output_scores_file "$runs_dir/$1.scores.tsv" --eval_batch_size "$eval_batch_size" \
+        --max_seq_length "$max_seq_length" --device "$device" --overwrite ${flags[@]+"${flags[@]}"}
+    "$python" convert_to_trec_results.py --scores_file "$runs_dir/$1.scores.tsv" \
+        --output_results_file "$runs_dir/$1.run" --aggregation "$aggregation" --run_name "$1" --overwrite
+}
+# The measures of a run, and the speed that its log remembers, as a row of the table.
 row() {
     local measures speed=""
     measures=$("$python" msmarco_mrr_eval.py "$qrels" "$2" | awk '/^MRR/ {printf "  %8.4f", $2}')
-    [[ -z ${3:-} ]] || speed=$(tail -n 1 "$3.log" | sed -E 's/.* ([0-9.]+) passages\/s.*/\1/')
+    [[ -z ${3:-} ]] || speed=$(tail -n 1 "$3" | sed -E 's/.* ([0-9.]+) passages\/s.*/\1/')
     printf '%-24s%s  %12s\n' "$1" "$measures" "$speed"
 }
+
+student=$(basename "$student_model")
+[[ -z $teacher_model ]] || rank teacher "$teacher_model"
+rank "$student" "$student_model"
 echo
 printf '%-24s  %8s  %8s  %12s\n' run MRR MRR@10 passages/s
-row "candidates" "$candidates_run"
-for model in "$teacher_model" "$student_model"; do
-    name=$(basename "$model")
-    row "$name" "$runs_dir/$name.run" "$runs_dir/$name.scores.tsv"
-done
+row candidates "$candidates_run"
+[[ -z $teacher_model ]] || row teacher "$runs_dir/teacher.run" "$runs_dir/teacher.scores.tsv.log"
+row "$student" "$runs_dir/$student.run" "$runs_dir/$student.scores.tsv.log"

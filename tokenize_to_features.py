@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 In:  tab-separated UTF-8 lines, `.gz` or not: example_id, query, passage, and with --set_name train a label, 0 or 1.
      Ids of dev and test pairs are query_id#passage_id.
-Out: pickled features, which distill.py and rerank.py read.""",
+Out: pickled features, which distill.py and rerank.py read, and a line about them in OUTPUT_FEATURES_FILE.log.""",
     )
     parser.add_argument(
         "--set_name", choices=("train", "dev", "test"), required=True, help="train pairs have labels, dev and test none"
@@ -60,7 +60,7 @@ Out: pickled features, which distill.py and rerank.py read.""",
     args = parser.parse_args()
     if not 5 <= args.max_seq_length <= 1 << 20:
         raise InputError("--max_seq_length: needs to be from 5 (3 control tokens, 2 words) to 1048576")
-    refuse_existing(args.output_features_file, "--output_features_file", args.overwrite)
+    refuse_existing(args.output_features_file, "--output_features_file", args.overwrite, [args.raw_data_file])
     return args
 
 

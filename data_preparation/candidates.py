@@ -26,10 +26,10 @@ def bm25_candidates(
     index.index([stem(_terms(text)) for text in documents.values()], show_progress=False)
     run = {}
     for query_id, text in queries.items():
-        terms = index.get_tokens_ids(stem(_terms(text)))
-        scores = index.get_scores_from_ids(terms).tolist() if terms else []
-        found = {doc_id: score for doc_id, score in zip(doc_ids, scores, strict=False) if score > 0}
-        run[query_id] = dict(rank_documents(found)[:depth])
+        run[query_id] = {}
+        if terms := index.get_tokens_ids(stem(_terms(text))):
+            scores = zip(doc_ids, index.get_scores_from_ids(terms).tolist(), strict=True)
+            run[query_id] |= rank_documents({doc_id: score for doc_id, score in scores if score > 0})[:depth]
     return run
 
 

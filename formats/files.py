@@ -4,11 +4,13 @@ import contextlib
 import datetime
 import gzip
 import io
+import logging
+import logging.handlers
 import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -72,15 +74,31 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} is empty")
 
 
-def refuse_existing(path: str | Path, flag: str, overwrite: bool) -> None:
-    """Raises InputError where `flag` would write over a result, or into a directory that is not there."""
+def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raises InputError where `flag` would write over a result or an input, or into a directory that is not there."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{flag}: {path} is a directory, a file name is needed")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{flag}: {path} is no ordinary file, name another")
+    for source in inputs:
+        if path.exists() and os.path.exists(source) and path.samefile(source):
+            raise InputError(f"{flag}: {path} is also an input, name another file")
     if path.exists() and not overwrite:
         raise InputError(f"{flag}: {path} exists already; pass --overwrite to replace it, or name another file")
     if not path.parent.is_dir():
         raise InputError(f"{flag}: the directory {path.parent} does not exist; make it first")
+
+
+@contextlib.contextmanager
+def hold_log() -> Iterator[list[logging.LogRecord]]:
+    """Collects what is logged inside, to be handed on later: so that a refusal stays one line on stderr."""
+    held = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    logging.getLogger().addHandler(held)
+    try:
+        yield held.buffer
+    finally:
+        logging.getLogger().removeHandler(held)
 
 
 def report(line: str, log_file: Path | None = None) -> None:
@@ -123,7 +141,7 @@ def write_whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
 
     Text is UTF-8 with `\\n`, packed where the name ends in `.gz`. On any error nothing is left and an older file stays.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as raw:

@@ -4,7 +4,7 @@ Letters in shapes: B batch, T tokens, d hidden size, h heads, e = d/h head size,
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,7 +16,8 @@ POOLED_ACTIVATIONS = ("none", "relu")
 _ATTENTION = "sdpa_that_hands_out_queries_and_keys"
 
 
-class RankerOutput(NamedTuple):
+@dataclass(frozen=True)
+class RankerOutput:
     """`queries_keys[l]` are Q and K of layer l, counted from 1; `hidden_states[l]` is H_l, H_0 the embeddings."""
 
     logits: torch.Tensor  # (B, 2); class 1 is "relevant"
@@ -69,19 +70,23 @@ class BertRanker(nn.Module):
         `hidden_states` and `queries_keys_of` (layers, counted from 1) say what else to hand out.
         """
         kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for number, layer in enumerate(self.bert.encoder.layer, start=1):
-            layer.attention.self.keep_queries_keys = (
-                (lambda query, key, number=number: kept.__setitem__(number, (query, key)))
-                if number in queries_keys_of
-                else None
+        attentions = {number: layer.attention.self for number, layer in enumerate(self.bert.encoder.layer, start=1)}
+        for number in queries_keys_of:
+            attentions[number].keep_queries_keys = lambda query, key, number=number: kept.update({number: (query, key)})
+        try:
+            encoded = self.bert(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                output_hidden_states=hidden_states,
             )
-        encoded = self.bert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            output_hidden_states=hidden_states,
-        )
+        finally:
+            for number in queries_keys_of:
+                del attentions[number].keep_queries_keys
         pooled = encoded.pooler_output  # (B, d)
         if self.pooled_activation == "relu":
             pooled = torch.relu(pooled)
-        return RankerOutput(self.classifier(pooled), encoded.hidden_states if hidden_states else (), kept)
+        with torch.autocast(pooled.device.type, enabled=False):
+            # In half precision neighbouring scores would be the same number, and documents tie.
+            logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        return RankerOutput(logits, encoded.hidden_states if hidden_states else (), kept)

@@ -17,6 +17,25 @@ from modeling.vocabulary import VocabularyError, load_vocabulary, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
+# What of a config makes the encoder. The rest of it (names, labels, how outputs are returned) is not for us.
+_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+# Settings that would make another model of it.
+_ENCODER = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+
 
 class CheckpointError(ValueError):
     """A model directory that cannot be used. The message names it and the tensor or setting at fault."""
@@ -133,14 +152,12 @@ def save_ranker(model: BertRanker, tokens: list[str], do_lower_case: bool, direc
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{directory}: not written, since {name} is not finite; lower the learning rate")
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "_attn_implementation", "transformers_version"):
-        config.pop(name, None)
-    config |= {
+            raise CheckpointError(f"the student is not written, since its {name} is not finite; lower --learning_rate")
+    config = {name: getattr(model.config, name) for name in _SETTINGS} | {
         "architectures": ["BertForSequenceClassification"],
         "model_type": "bert",
-        "num_labels": 2,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
         "pooled_activation": model.pooled_activation,
         "dtype": "float32",
     }
@@ -188,9 +205,11 @@ def _read(model_dir: Path) -> Checkpoint:
         if settings.get("model_type", "bert") != "bert":
             raise CheckpointError(f"{config_file}: model_type '{settings['model_type']}' is not bert")
         pooled_activation = settings.pop("pooled_activation", "none")
-        settings = {key: value for key, value in settings.items() if key not in ("architectures", "num_labels")}
-        config = BertConfig.from_dict({**settings, "num_labels": 2, "id2label": None, "label2id": None})
-        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        for name, needed in _ENCODER.items():
+            if settings.get(name, needed) != needed:
+                raise CheckpointError(f"{config_file}: {name} is {settings[name]}, a ranker needs {needed}")
+        config = BertConfig.from_dict({name: settings[name] for name in _SETTINGS if name in settings})
+        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"):
             if getattr(config, name) < 1:
                 raise CheckpointError(f"{config_file}: {name} {getattr(config, name)} is not 1 or more")
         if config.hidden_size % config.num_attention_heads:

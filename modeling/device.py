@@ -18,12 +18,17 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
         raise DeviceError(f"--device: '{name}' is none of auto, cpu, cuda, cuda:N, N")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise DeviceError(f"--device: '{name}' is not there, this machine has {gpus} GPUs; use auto or cpu")
     return device
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for want of memory, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def half_precision(device: torch.device) -> torch.dtype:

@@ -51,7 +51,7 @@ def attention_loss(
                 for q, k in pair
             ]
         ).amax()
-        if bound < -SCORE_FLOOR:
+        if bound < -SCORE_FLOOR:  # the one number that is read off the device
             terms = [_mean_square_by_gram(*pair, real_keys) for pair in pairs]
         else:
             terms = [_mean_square_by_scores(*pair, attention_mask) for pair in pairs]

@@ -214,6 +214,22 @@ def test_a_config_that_is_none_of_bert_is_refused(tmp_path: Path, settings: obje
     config_refused(tmp_path / "m", settings)
 
 
+def test_a_config_of_another_architecture_is_refused_and_return_settings_do_not_matter(
+    tmp_path: Path, batch: dict
+) -> None:
+    for name, value in (
+        ("is_decoder", True),
+        ("add_cross_attention", True),
+        ("position_embedding_type", "relative_key"),
+    ):
+        refused(write_published(tmp_path / name, STUDENT, student_weights(), **{name: value}), name, str(value))
+    plain = write_published(tmp_path / "plain", STUDENT, student_weights())
+    other = write_published(
+        tmp_path / "other", STUDENT, student_weights(), return_dict=False, chunk_size_feed_forward=5, num_labels=7
+    )
+    assert torch.equal(logits(plain, batch), logits(other, batch))
+
+
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     sizes = STUDENT._replace(layers=0)
     refused(write_transformers(tmp_path / "m", sizes, random_weights(sizes, 0)), "config.json")

@@ -173,8 +173,8 @@ def test_malformed_input(tmp_path, text: str, aggregation: str, message: str) ->
     ("arguments", "message"),
     [
         (["--aggregation", "maxp"], "'maxp' is none of MaxP, FirstP, SumP, AvgP"),
-        (["--aggregation", "k-Max&AvgP"], "with a number from 1 for k"),
-        (["--aggregation", "0-Max&AvgP"], "with a number from 1 for k"),
+        (["--aggregation", "k-Max&AvgP"], "with a number for k"),
+        (["--aggregation", "0-Max&AvgP"], "with a number for k"),
         (["--run_name", ""], "--run_name"),
         (["--run_name", "two words"], "--run_name"),
         (["--no_such_flag"], "unrecognized arguments"),
@@ -206,7 +206,7 @@ def test_paths_that_cannot_be(tmp_path) -> None:
     assert missing.returncode == 2 and str(scores) in missing.stderr and missing.stderr.count("\n") == 1
     scores.write_text(GOOD)
     same = convert("--scores_file", scores, "--output_results_file", scores, "--overwrite")
-    assert same.returncode == 2 and "would replace the --scores_file" in same.stderr
+    assert same.returncode == 2 and "is also an input" in same.stderr
     assert scores.read_text() == GOOD
     nowhere = convert("--scores_file", scores, "--output_results_file", tmp_path / "no" / "run.txt")
     assert nowhere.returncode == 2 and "does not exist" in nowhere.stderr

@@ -1,8 +1,10 @@
 """Distillation: the script against the plain version, its files, and what it refuses."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -310,6 +312,10 @@ class FakeAmp(ModuleType):
         self.calls.append(("initialize", len(models), type(optimizer).__name__, opt_level))
         return models, optimizer
 
+    def disable_casts(self) -> contextlib.AbstractContextManager:
+        self.calls.append(("disable_casts",))
+        return contextlib.nullcontext()
+
     def scale_loss(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, delay_unscale: bool = False):
         calls = self.calls
 
@@ -331,7 +337,8 @@ def test_an_apex_that_has_amp_is_used(inputs: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "apex.amp", amp)
     more = ["--fp16", "--fp16_backend", "apex", "--fp16_opt_level", "O2", "--gradient_accumulation_steps", 2]
     found = distil(inputs, tmp_path / "out", *more)
-    assert amp.calls == [("initialize", 2, "BertAdam", "O2"), *[("scale_loss", True), ("scale_loss", False)] * 2]
+    halves = [("disable_casts",), ("scale_loss", True), ("disable_casts",), ("scale_loss", False)]
+    assert amp.calls == [("initialize", 2, "BertAdam", "O2"), *halves * 2]
     # without a scaler or autocast of torch in between
     assert_same_losses(found, plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 2))[0])
 
@@ -417,7 +424,7 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(inputs: Path, tmp_path: Pa
 
 
 def test_a_directory_that_holds_a_model_or_is_a_file_is_refused(inputs: Path, tmp_path: Path) -> None:
-    for name in ("pytorch_model.bin", "bert_config.json", "model.safetensors", "train_loss.jsonl"):
+    for name in ("pytorch_model.bin", "bert_config.json", "model.safetensors", "checkpoint-3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("mine")
         done = run_main("distill.py", *arguments(inputs, tmp_path / name))
@@ -426,6 +433,30 @@ def test_a_directory_that_holds_a_model_or_is_a_file_is_refused(inputs: Path, tm
     done = run_main("distill.py", *arguments(inputs, tmp_path / "file"))
     assert_refused(done, "--output_student_dir", "is a file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_input_is_not_overwritten_by_the_student(inputs: Path, tmp_path: Path) -> None:
+    for role in ("general", "teacher"):
+        own = shutil.copytree(inputs / role, tmp_path / role / "checkpoint-7")
+        flag = "--general_student_model" if role == "general" else "--teacher_model"
+        for output in (own, own.parent):
+            done = run_main("distill.py", *arguments(inputs, output, flag, own, "--overwrite"))
+            assert_refused(done, "--output_student_dir", str(own), "is an input")
+        assert sorted(path.name for path in own.iterdir()) == sorted(path.name for path in (inputs / role).iterdir())
+
+
+def test_the_student_has_the_head_of_its_teacher(inputs: Path, tmp_path: Path) -> None:
+    write_transformers(tmp_path / "teacher", TEACHER, teacher_weights(), pooled_activation="relu")
+    distil(inputs, tmp_path / "out", "--teacher_model", tmp_path / "teacher")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pooled_activation"] == "relu"
+    plain = distil(inputs, tmp_path / "none", "--teacher_model", tmp_path / "teacher", "--pooled_activation", "none")
+    assert plain[0] == distil(inputs, tmp_path / "published")[0]
+
+
+def test_an_unfinished_run_without_checkpoints_can_be_started_again(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train_loss.jsonl").write_text("old\n")
+    assert distil(inputs, tmp_path / "out")[0]["global_step"] == 1
 
 
 def test_models_that_cannot_learn_from_each_other_are_refused(inputs: Path, tmp_path: Path) -> None:
@@ -489,7 +520,7 @@ def test_a_training_that_diverges_leaves_no_model(inputs: Path, tmp_path: Path) 
     more = ["--learning_rate", "1e38", "--num_train_epochs", 5]
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 2
-    assert "is not finite; lower the learning rate" in done.stderr.splitlines()[-1]
+    assert "the loss is not finite at update" in done.stderr.splitlines()[-1]
     assert not {"config.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
     assert not list(tmp_path.rglob(".*"))
 

@@ -217,7 +217,9 @@ def test_losses_and_all_gradients_agree_with_the_plain_version(
     student, saved = load_ranker(tmp_path / "student", pooled_activation)
     teacher = None if distill_model == "hard" else load_ranker(tmp_path / "teacher", pooled_activation)[0]
     fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 0, 0.02)
-    settings = argparse.Namespace(distill_model=distill_model, alpha=alpha, temperature=temperature)
+    settings = argparse.Namespace(
+        distill_model=distill_model, alpha=alpha, temperature=temperature, fp16_backend="torch"
+    )
     found = distillation_losses(settings, student, teacher, fit_dense, batch)
     assert list(found) == list(LOSSES)
     found["loss"].backward()

@@ -14,7 +14,7 @@ import pytest
 
 from data_preparation.candidates import bm25_candidates
 from experiments.python_docs import fetch_encoder
-from experiments.python_docs.build_collection import passages_at
+from experiments.python_docs.build_collection import passage_at
 from formats.files import InputError
 from formats.pairs import read_pairs, split_example_id
 from formats.scores import split_passage_id
@@ -83,13 +83,18 @@ RELEVANT = {"1": "D1", "2": "D2", "3": "D3"}
 # In passages of 6 words, one every 4: the signature's words are 14 and 15 of D1, 8 and 9 of D2, 6 and 7 of D3.
 POSITIVES = {
     "1": ["farm two functions feed(animal, *others)"],
-    "2": [
-        "shop sell in the market. price(item, discount)",
-        "shop price(item, discount) The discount is in",
-    ],
+    "2": ["shop price(item, discount) The discount is in"],
     "3": ["shop.Basket are paid. add(item, count) total() Sum"],
 }
-TINY = ["--min_words=12", "--max_words=60", "--window=6", "--stride=4", "--num_train_queries=2", "--num_test_queries=1"]
+TINY = [
+    "--min_words=12",
+    "--max_words=60",
+    "--window=6",
+    "--stride=4",
+    "--num_train_queries=2",
+    "--num_test_queries=1",
+    "--num_negatives=2",
+]
 
 
 def call(script, *arguments, **environment):
@@ -172,10 +177,11 @@ def test_training_pairs_by_hand(source_dir, tiny, tmp_path):
             own = [pair for pair in pairs if split_example_id(pair.example_id)[0] == query_id]
             assert {pair.query for pair in own} == {text}
             assert [pair.passage for pair in own if pair.label == 1] == POSITIVES[query_id]
-            # "item" is in two documents, the first query's words are in one.
-            negatives = [pair.example_id for pair in own if pair.label == 0]
-            others = {"1": [], "2": ["2#D3"], "3": ["3#D2"]}[query_id]
-            assert [example_id.rpartition("_")[0] for example_id in negatives] == others
+            # One of the whole collection, and one of the other candidates: none, or the one that has "item" too.
+            negatives = [pair.example_id.rpartition("_")[0] for pair in own if pair.label == 0]
+            assert f"{query_id}#{RELEVANT[query_id]}" not in negatives and len(set(negatives)) == len(negatives) >= 1
+            candidate = {"1": None, "2": "2#D3", "3": "3#D2"}[query_id]
+            assert candidate is None or candidate in negatives
     assert drawn == set(QUERIES)
 
 
@@ -202,9 +208,9 @@ def test_report(tiny):
 
 def test_place_in_passages():
     spans = [(0, 6), (4, 10), (8, 14)]
-    assert passages_at(range(4, 6), spans) == [0, 1]
-    assert passages_at(range(5, 7), spans) == [1]
-    assert passages_at(range(5, 12), spans) == [0, 1]  # too long for any: where it begins
+    assert passage_at(range(3, 4), spans) == 0
+    assert passage_at(range(4, 6), spans) == 1
+    assert passage_at(range(5, 12), spans) == 1
 
 
 def test_same_bytes_whatever_the_hash_seed(tmp_path):
@@ -220,7 +226,7 @@ def words_of(text):
 def test_standard_library_queries(real):
     documents = {doc_id: f"{title} {body}" for doc_id, _, title, body in rows(real / "docs.tsv")}
     texts = {split: rows(real / f"queries.{split}.tsv") for split in ("train", "test")}
-    assert (len(texts["train"]), len(texts["test"])) == (400, 110)
+    assert (len(texts["train"]), len(texts["test"])) == (950, 110)
     distinct = {words_of(text) for queries in texts.values() for _, text in queries}
     assert len(distinct) == 510  # no query twice, so none in both
     assert len({query_id for queries in texts.values() for query_id, _ in queries}) == 510

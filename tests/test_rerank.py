@@ -211,6 +211,25 @@ def test_flags_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> Non
             refused(inputs, tmp_path, flag, value, says=(flag,))
 
 
+def test_features_are_not_overwritten_by_scores(inputs: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    features.write_bytes((inputs / "features").read_bytes())
+    (tmp_path / "link").symlink_to(features)
+    for output in (features, tmp_path / "link"):
+        done = run_main("rerank.py", *arguments(inputs, output, "--features_file", features, "--overwrite"))
+        assert_refused(done, "--output_scores_file", "is also an input")
+    assert features.read_bytes() == (inputs / "features").read_bytes()
+
+
+def test_scores_go_through_a_link_and_into_no_pipe(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    rows = scored(inputs, tmp_path / "link", "--overwrite")
+    assert (tmp_path / "link").is_symlink() and len(list(read_scores(tmp_path / "target"))) == len(rows) > 0
+    os.mkfifo(tmp_path / "pipe")
+    assert_refused(run_main("rerank.py", *arguments(inputs, tmp_path / "pipe", "--overwrite")), "no ordinary file")
+
+
 def test_existing_scores_are_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("mine")
     refused(inputs, tmp_path, says=("--output_scores_file", tmp_path / "scores", "--overwrite"))

@@ -370,6 +370,17 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path: Path, model_
     assert read_header(tmp_path / "out").set_name == "test"
 
 
+def test_pairs_are_not_overwritten_by_features(tmp_path: Path, model_dir: Path) -> None:
+    given = arguments(tmp_path, model_dir, b"q#D_0\tthe cat\tsat\n")
+    pairs = tmp_path / "pairs"
+    pairs.write_bytes(b"q#D_0\tthe cat\tsat\n")
+    done = run_main(
+        "tokenize_to_features.py", *given, "--raw_data_file", pairs, "--output_features_file", pairs, "--overwrite"
+    )
+    assert_refused(done, "--output_features_file", "is also an input")
+    assert pairs.read_bytes() == b"q#D_0\tthe cat\tsat\n"
+
+
 def test_the_script_runs_as_a_program(tmp_path: Path, model_dir: Path) -> None:
     done = run_script("tokenize_to_features.py", *arguments(tmp_path, model_dir, b"q#d_0\tthe\n"))
     assert_refused(done, "tokenize_to_features.py: error: ", f"{tmp_path / 'pairs'} line 1: ")

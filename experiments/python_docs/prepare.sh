@@ -4,20 +4,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-data_dir=${data_dir:-data/python_docs}
-models_dir=${models_dir:-models/python_docs}
+data_dir=data/python_docs
+models_dir=models/python_docs
 encoder=$models_dir/encoder                 # all-MiniLM-L6-v2: 6 layers, hidden size 384
 teacher=$models_dir/teacher                 # the encoder, fine-tuned on the pairs' labels
 general_student=$models_dir/general_student # 3 of the encoder's layers
 
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage
-teacher_layers=${teacher_layers:-2,4,6}     # that the general student takes from the encoder
+student_layers=${student_layers:-2,4,6}     # of the encoder, that the general student takes
 teacher_batch_size=${teacher_batch_size:-8} # examples per update
-teacher_learning_rate=${teacher_learning_rate:-2e-4}
-teacher_epochs=${teacher_epochs:-2}
-device=${device:-auto}
-fp16=${fp16:-no}
-python=${python:-python}
+teacher_learning_rate=${teacher_learning_rate:-2e-5} # the highest; at 5e-5 it learns nothing in so few updates
+teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
+device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
+fp16=${fp16:-no}                            # yes: mixed precision; distill.sh decides
+python=${python:-python}                    # the interpreter
 
 mkdir -p "$data_dir" "$models_dir"
 if [[ ! -e $data_dir/report.json ]]; then
@@ -27,14 +27,15 @@ if [[ ! -e $encoder/config.json ]]; then
     "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
 if [[ ! -e $general_student/config.json ]]; then
-    "$python" experiments/python_docs/make_general_student.py --model_dir "$encoder" --layers "$teacher_layers" \
+    "$python" experiments/python_docs/make_general_student.py --model_dir "$encoder" --layers "$student_layers" \
         --output_dir "$general_student"
 fi
 if [[ ! -e $teacher/config.json ]]; then
-    features_file=$data_dir/train.$max_seq_length.features
-    if [[ ! -e $features_file ]]; then
+    features_file=$data_dir/train_pairs.$max_seq_length.features
+    if [[ ! $features_file -nt $data_dir/train_pairs.tsv ]]; then
         "$python" tokenize_to_features.py --set_name train --raw_data_file "$data_dir/train_pairs.tsv" \
-            --output_features_file "$features_file" --bert_model_dir "$encoder" --max_seq_length "$max_seq_length"
+            --output_features_file "$features_file" --bert_model_dir "$encoder" --max_seq_length "$max_seq_length" \
+            --overwrite
     fi
     fp16_flag=()
     [[ $fp16 != yes ]] || fp16_flag=(--fp16)

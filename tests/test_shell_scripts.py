@@ -1,0 +1,127 @@
+"""distill.sh and reranker.sh, from pairs to the table."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, STUDENT, TEACHER, some_pairs, student_weights, teacher_weights, write_published
+
+from formats.features import Features, read_header
+
+QUERIES, DOCUMENTS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory) -> dict[str, str]:
+    """A collection and models of one's own, as the environment names them to both scripts."""
+    home = tmp_path_factory.mktemp("collection with a blank")
+    write_published(home / "teacher", TEACHER, teacher_weights())
+    write_published(home / "general", STUDENT, student_weights())
+    ids = [f"{query}#D{query}{document}_0" for query in range(QUERIES) for document in range(DOCUMENTS)]
+    rows = [(example_id, *pair) for example_id, pair in zip(ids, some_pairs(len(ids)), strict=True)]
+    (home / "test.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    (home / "train.tsv").write_text("".join("\t".join((*row, str(i % 2))) + "\n" for i, row in enumerate(rows)))
+    (home / "qrels").write_text("".join(f"{query} 0 D{query}1 1\n" for query in range(QUERIES)))
+    (home / "top").write_text(
+        "".join(f"{query} Q0 D{query}{d} {d + 1} {9 - d} x\n" for query in range(QUERIES) for d in range(DOCUMENTS))
+    )
+    return {
+        "collection": "mine",
+        "train_pairs": f"{home}/train.tsv",
+        "test_pairs": f"{home}/test.tsv",
+        "teacher_model": f"{home}/teacher",
+        "general_student_model": f"{home}/general",
+        "output_student_dir": f"{home}/student",
+        "student_model": f"{home}/student",
+        "candidates_run": f"{home}/top",
+        "qrels": f"{home}/qrels",
+        "runs_dir": f"{home}/runs",
+        "max_seq_length": "19",
+        "train_batch_size": "4",
+        "num_train_epochs": "1",
+        "device": "cpu",
+        "fp16": "no",
+        "python": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def bash(script: str, variables: dict[str, str], **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / script)],
+        env=os.environ | variables | more,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_distil_then_rerank(variables: dict[str, str]) -> None:
+    home = Path(variables["train_pairs"]).parent
+    done = bash("reranker.sh", variables)
+    assert done.returncode == 2 and "bash distill.sh" in done.stderr
+
+    done = bash("distill.sh", variables, features_file=f"{home}/train.features")
+    assert done.returncode == 0, done.stderr
+    assert (home / "student" / "model.safetensors").exists()
+    assert f"student_model='{home}/student' max_seq_length=19 bash reranker.sh" in done.stdout
+    assert read_header(home / "train.features").max_seq_length == 19
+    log = (home / "student" / "distill.log").read_text()
+    assert "distill_model=simplified" in log and "train_batch_size=4" in log
+
+    # a student is not written over unasked
+    done = bash("distill.sh", variables, features_file=f"{home}/train.features")
+    assert done.returncode == 2 and "overwrite=yes" in done.stderr.splitlines()[-1]
+
+    for teacher in (variables["teacher_model"], ""):
+        done = bash("reranker.sh", variables, features_file=f"{home}/test.features", teacher_model=teacher)
+        assert done.returncode == 0, done.stderr
+        table = done.stdout.split("\n\n")[-1].splitlines()
+        assert table[0].split() == ["run", "MRR", "MRR@10", "passages/s"]
+        assert table[1].split() == ["candidates", "0.5000", "0.5000"]
+        for line, name in zip(table[2:], ["teacher", "student"] if teacher else ["student"], strict=True):
+            assert re.fullmatch(rf"{name} +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
+
+
+def test_pairs_that_are_newer_are_tokenized_again(variables: dict[str, str], tmp_path: Path) -> None:
+    features, pairs = tmp_path / "train.features", tmp_path / "train.tsv"
+    for count in (4, 8):
+        lines = Path(variables["train_pairs"]).read_text().splitlines(keepends=True)[:count]
+        pairs.write_text("".join(lines))
+        if features.exists():
+            os.utime(pairs, (features.stat().st_mtime + 1,) * 2)
+        done = bash(
+            "distill.sh", variables, train_pairs=str(pairs), features_file=str(features), overwrite="yes",
+            output_student_dir=f"{tmp_path}/student", distill_model_type="hard",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert len(Features(features)) == count
+
+
+@pytest.mark.parametrize(
+    "variable", ["distill_model_type=simplifed", "overwrite=true", "fp16=1", "teacher_dropout=on", "do_lower_case=0"]
+)
+def test_a_mistaken_variable_is_named_at_once(variables: dict[str, str], variable: str) -> None:
+    name, value = variable.split("=")
+    done = bash("distill.sh", variables, **{name: value})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert variable in line
+
+
+@pytest.mark.parametrize("distill_model_type", ["standard", "hard"])
+def test_one_variable_chooses_the_method(variables: dict[str, str], tmp_path: Path, distill_model_type: str) -> None:
+    done = bash(
+        "distill.sh",
+        variables,
+        distill_model_type=distill_model_type,
+        output_student_dir=f"{tmp_path}/student",
+        features_file=f"{tmp_path}/train.features",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"distill_model={distill_model_type}" in (tmp_path / "student" / "distill.log").read_text()
