@@ -228,7 +228,7 @@ def test_standard_library_queries(real):
     texts = {split: rows(real / f"queries.{split}.tsv") for split in ("train", "test")}
     assert (len(texts["train"]), len(texts["test"])) == (950, 110)
     distinct = {words_of(text) for queries in texts.values() for _, text in queries}
-    assert len(distinct) == 510  # no query twice, so none in both
+    assert len(distinct) == 1060  # no query twice, so none in both
     assert len({query_id for queries in texts.values() for query_id, _ in queries}) == 510
     for split, queries in texts.items():
         qrels = read_qrels(real / f"qrels.{split}.tsv")
