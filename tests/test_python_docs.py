@@ -229,7 +229,7 @@ def test_standard_library_queries(real):
     assert (len(texts["train"]), len(texts["test"])) == (950, 110)
     distinct = {words_of(text) for queries in texts.values() for _, text in queries}
     assert len(distinct) == 1060  # no query twice, so none in both
-    assert len({query_id for queries in texts.values() for query_id, _ in queries}) == 510
+    assert len({query_id for queries in texts.values() for query_id, _ in queries}) == 1060
     for split, queries in texts.items():
         qrels = read_qrels(real / f"qrels.{split}.tsv")
         assert list(qrels) == [query_id for query_id, _ in queries]
