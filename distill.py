@@ -52,7 +52,12 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
         "--general_student_model", type=Path, required=True, help="model directory the student starts from"
     )
     data.add_argument("--output_student_dir", type=Path, required=True, help="directory to write")
-    data.add_argument("--overwrite", action="store_true", help="replace the run that --output_student_dir holds")
+    data.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run that --output_student_dir holds: its checkpoints and losses when training starts, its "
+        "model when the new one is finished",
+    )
     method = parser.add_argument_group("method")
     method.add_argument(
         "--distill_model",
@@ -79,7 +84,8 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
         "--gradient_accumulation_steps",
         type=int,
         default=1,
-        help="split each batch into this many parts to save memory; the updates stay the same (default 1)",
+        help="split each batch into this many parts to save memory; the updates stay the same but for dropout's draws "
+        "(default 1)",
     )
     training.add_argument("--learning_rate", type=float, default=5e-5, help="its highest value (default 5e-5)")
     training.add_argument(
@@ -162,9 +168,10 @@ def check_output_dir(args: argparse.Namespace) -> None:
     directory = args.output_student_dir
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_student_dir: {directory} is a file")
-    for model in filter(None, (args.teacher_model, args.general_student_model)):
-        if directory.resolve() in (model.resolve(), model.resolve().parent) and args.overwrite:
-            raise InputError(f"--output_student_dir: {model} is an input and would be lost; name another directory")
+    lost = [directory.resolve(), *(path.resolve() for path in earlier_checkpoints(directory))] if args.overwrite else []
+    for source in filter(None, (args.teacher_model, args.general_student_model, args.features_file)):
+        if source.resolve() in lost or any(source.resolve().is_relative_to(path) for path in lost[1:]):
+            raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")
     models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
     found = [directory / name for name in models if (directory / name).exists()] + earlier_checkpoints(directory)
     if found and not args.overwrite:
@@ -433,9 +440,7 @@ def main() -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            "out of memory; raise --gradient_accumulation_steps, which changes nothing else, or lower the batch size"
-        ) from None
+        raise InputError("out of memory; raise --gradient_accumulation_steps, or lower --train_batch_size") from None
     save_student(args.output_student_dir)
     seconds = time.monotonic() - start
     examples = len(features) // args.train_batch_size * args.train_batch_size * args.num_train_epochs

@@ -19,6 +19,8 @@ train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
 teacher_model=${teacher_model:-models/$collection/teacher}
 general_student_model=${general_student_model:-models/$collection/general_student}
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type}
+features_file=${features_file:-}            # empty: beside the pairs, made again when those are newer. One that is
+                                            # named here is made where it is missing, else taken as it is
 overwrite=${overwrite:-no}                  # yes: replace the student that output_student_dir holds
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 
@@ -30,7 +32,7 @@ learning_rate=${learning_rate:-1e-4}        # the highest; the paper has 5e-5, f
 num_train_epochs=${num_train_epochs:-1}     # passes over the pairs; the paper has 2
 warmup_proportion=${warmup_proportion:-0.1} # share of the updates in which the learning rate rises
 weight_decay=${weight_decay:-0.01}          # none on biases and LayerNorm
-gradient_accumulation_steps=${gradient_accumulation_steps:-1}  # parts of a batch, to save memory; results stay the same
+gradient_accumulation_steps=${gradient_accumulation_steps:-1}  # parts of a batch, to save memory
 seed=${seed:-42}                            # of shuffling, dropout and initial values
 
 # --- running
@@ -54,8 +56,14 @@ esac
 for name in overwrite do_lower_case teacher_dropout fp16; do
     case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
-if [[ $overwrite == no && -e $output_student_dir/config.json ]]; then
-    fail "$output_student_dir holds a student already; set overwrite=yes to replace it, or another output_student_dir"
+earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)
+if [[ $overwrite == no && -n $earlier ]]; then
+    fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
+fi
+if [[ $collection != python_docs ]]; then
+    [[ -r $train_pairs || -r $features_file ]] || fail "train_pairs=$train_pairs is not there"
+    [[ -d $general_student_model ]] || fail "general_student_model=$general_student_model is not there"
+    [[ $distill_model_type == hard || -d $teacher_model ]] || fail "teacher_model=$teacher_model is not there"
 fi
 if [[ $fp16 == auto ]]; then
     fp16=no
@@ -72,21 +80,28 @@ if [[ $collection == python_docs ]]; then
     max_seq_length=$max_seq_length device=$device fp16=$fp16 python=$python bash experiments/python_docs/prepare.sh
 fi
 
-pairs_name=$(basename "${train_pairs%.gz}" .tsv)
-features_file=${features_file:-data/$collection/$pairs_name.$max_seq_length.features}
-case_flag=--do_lower_case
-[[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case
-if [[ ! $features_file -nt $train_pairs ]]; then
+case_flag=--do_lower_case case_name=
+[[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case case_name=.cased
+tokenize() {
     "$python" tokenize_to_features.py --set_name train --raw_data_file "$train_pairs" \
         --output_features_file "$features_file" --bert_model_dir "$general_student_model" \
-        --max_seq_length "$max_seq_length" "$case_flag" --overwrite
+        --max_seq_length "$max_seq_length" "$case_flag" "$@"
+}
+if [[ -z $features_file ]]; then
+    features_file=${train_pairs%.gz}
+    features_file=${features_file%.tsv}.$max_seq_length$case_name.features
+    [[ $features_file -nt $train_pairs ]] || tokenize --overwrite
+elif [[ ! -e $features_file ]]; then
+    tokenize
 fi
 
 flags=()
 [[ $distill_model_type == hard ]] || flags+=(--teacher_model "$teacher_model")
 [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
 [[ $teacher_dropout != yes ]] || flags+=(--teacher_dropout)
-[[ $fp16 != yes ]] || flags+=(--fp16 --fp16_backend "$fp16_backend" --fp16_opt_level "$fp16_opt_level")
+[[ $fp16 != yes ]] || flags+=(--fp16)
+[[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
+[[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
 [[ $overwrite != yes ]] || flags+=(--overwrite)
 "$python" distill.py --distill_model "$distill_model_type" --features_file "$features_file" \
     --general_student_model "$general_student_model" --output_student_dir "$output_student_dir" \
@@ -99,8 +114,15 @@ flags=()
 # What reranker.sh cannot know by itself.
 settings=()
 [[ $collection == python_docs ]] || settings+=("collection=${collection@Q}")
-[[ $teacher_model == "models/$collection/teacher" ]] || settings+=("teacher_model=${teacher_model@Q}")
-[[ $output_student_dir == "models/$collection/student_simplified" ]] || settings+=("student_model=${output_student_dir@Q}")
+if [[ $distill_model_type == hard ]]; then
+    settings+=("teacher_model=")
+elif [[ $teacher_model != "models/$collection/teacher" ]]; then
+    settings+=("teacher_model=${teacher_model@Q}")
+fi
+if [[ $output_student_dir != "models/$collection/student_simplified" ]]; then
+    settings+=("student_model=${output_student_dir@Q}")
+fi
 [[ $max_seq_length == 128 ]] || settings+=("max_seq_length=$max_seq_length")
-echo "The student is in $output_student_dir. Next, re-rank with it and with its teacher:"
+[[ $do_lower_case == yes ]] || settings+=("do_lower_case=no")
+echo "The student is in $output_student_dir. Next, re-rank with it:"
 echo "   " ${settings[@]+"${settings[@]}"} "bash reranker.sh"

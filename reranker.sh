@@ -11,7 +11,9 @@ candidates_run=${candidates_run:-data/$collection/top100.test}    # the run to c
 qrels=${qrels:-data/$collection/qrels.test.tsv}
 teacher_model=${teacher_model-models/$collection/teacher}         # empty: without the teacher, which is slow
 student_model=${student_model:-models/$collection/student_simplified}
-runs_dir=${runs_dir:-runs/$collection}      # scores and runs are written here
+features_file=${features_file:-}            # empty: beside the pairs, made again when those are newer. One that is
+                                            # named here is made where it is missing, else taken as it is
+runs_dir=${runs_dir:-runs/$collection}      # scores and runs are written here, over those of the last time
 
 # --- re-ranking
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage, as the student was trained
@@ -28,11 +30,13 @@ fail() {
     echo "reranker.sh: $*" >&2
     exit 2
 }
-case $fp16 in yes | no | auto) ;; *) fail "fp16=$fp16 is none of yes, no, auto" ;; esac
+for name in do_lower_case fp16; do
+    case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
+done
 [[ -e $student_model/config.json || -e $student_model/bert_config.json ]] ||
     fail "$student_model holds no student; run 'bash distill.sh' first, or set student_model"
 for name in test_pairs candidates_run qrels; do
-    [[ -r ${!name} ]] || fail "$name=${!name} is not there"
+    [[ -r ${!name} || ($name == test_pairs && -r $features_file) ]] || fail "$name=${!name} is not there"
 done
 [[ $(basename "$student_model") != teacher ]] || fail "student_model=$student_model has the teacher's name; rename it"
 if [[ $fp16 == auto ]]; then
@@ -47,14 +51,19 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=671
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 mkdir -p "$runs_dir"
-pairs_name=$(basename "${test_pairs%.gz}" .tsv)
-features_file=${features_file:-data/$collection/$pairs_name.$max_seq_length.features}
-if [[ ! $features_file -nt $test_pairs ]]; then
-    case_flag=--do_lower_case
-    [[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case
+case_flag=--do_lower_case case_name=
+[[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case case_name=.cased
+tokenize() {
     "$python" tokenize_to_features.py --set_name test --raw_data_file "$test_pairs" \
         --output_features_file "$features_file" --bert_model_dir "$student_model" \
-        --max_seq_length "$max_seq_length" "$case_flag" --overwrite
+        --max_seq_length "$max_seq_length" "$case_flag" "$@"
+}
+if [[ -z $features_file ]]; then
+    features_file=${test_pairs%.gz}
+    features_file=${features_file%.tsv}.$max_seq_length$case_name.features
+    [[ $features_file -nt $test_pairs ]] || tokenize --overwrite
+elif [[ ! -e $features_file ]]; then
+    tokenize
 fi
 
 flags=()

@@ -31,7 +31,8 @@ def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
     try:
         main()
     except (InputError, OSError, *user_errors) as error:
-        message = " ".join(str(error).split())
+        is_about_file = isinstance(error, OSError) and error.filename is not None
+        message = f"{error.filename}: {error.strerror}" if is_about_file else " ".join(str(error).split())
         print(f"{program}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,7 +13,13 @@ from torch import nn
 from transformers import BertConfig
 
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
-from modeling.vocabulary import VocabularyError, load_vocabulary, save_tokenizer, vocabulary_sha256
+from modeling.vocabulary import (
+    VocabularyError,
+    load_vocabulary,
+    save_tokenizer,
+    saved_lower_case,
+    vocabulary_sha256,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,7 @@ class FeaturesOrigin(Protocol):
     max_seq_length: int
     vocab_size: int
     vocab_sha256: str
+    do_lower_case: bool
 
 
 class Checkpoint(NamedTuple):
@@ -161,7 +168,8 @@ def save_ranker(model: BertRanker, tokens: list[str], do_lower_case: bool, direc
         "pooled_activation": model.pooled_activation,
         "dtype": "float32",
     }
-    safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    # save_file would make a file that nobody but its owner can read
+    directory.joinpath("model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
     save_tokenizer(directory, tokens, do_lower_case, model.config.max_position_embeddings)
     directory.joinpath("config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
@@ -172,7 +180,7 @@ def check_reads_features(
     """Returns the model's vocabulary, or None with a warning where its directory has none to compare.
 
     Raises CheckpointError where the model cannot read features that were made so: longer than its positions, or with
-    another vocabulary.
+    another vocabulary or case.
     """
     config = model.config
     where = f"{features_file} does not fit the model {model_dir}"
@@ -191,6 +199,9 @@ def check_reads_features(
     except VocabularyError as error:
         logger.warning("vocabulary not compared: %s", error)
         return None
+    if saved_lower_case(model_dir) not in (None, header.do_lower_case):
+        flag = "--no-do_lower_case" if header.do_lower_case else "--do_lower_case"
+        raise CheckpointError(f"{where}: made with do_lower_case {header.do_lower_case}; tokenize with {flag}")
     if vocabulary_sha256(vocabulary) != header.vocab_sha256:
         raise CheckpointError(f"{where}: made with another vocabulary; tokenize with --bert_model_dir {model_dir}")
     return vocabulary

@@ -53,6 +53,15 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
     return tokens
 
 
+def saved_lower_case(model_dir: str | Path) -> bool | None:
+    """What `tokenizer_config.json` says of `do_lower_case`; None where it says nothing."""
+    try:
+        saved = json.loads((Path(model_dir) / "tokenizer_config.json").read_text("utf-8"))
+        return saved["do_lower_case"] if isinstance(saved["do_lower_case"], bool) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def vocabulary_sha256(tokens: Sequence[str]) -> str:
     """A fingerprint by which features and models know that they speak of the same token ids."""
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()

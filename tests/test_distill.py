@@ -439,8 +439,10 @@ def test_an_input_is_not_overwritten_by_the_student(inputs: Path, tmp_path: Path
     for role in ("general", "teacher"):
         own = shutil.copytree(inputs / role, tmp_path / role / "checkpoint-7")
         flag = "--general_student_model" if role == "general" else "--teacher_model"
-        for output in (own, own.parent):
-            done = run_main("distill.py", *arguments(inputs, output, flag, own, "--overwrite"))
+        for output, given in ((own, []), (own.parent, []), (own.parent, ["--features_file", own / "features"])):
+            (own / "features").write_bytes((inputs / "features").read_bytes())
+            done = run_main("distill.py", *arguments(inputs, output, flag, own, "--overwrite", *given))
+            (own / "features").unlink()
             assert_refused(done, "--output_student_dir", str(own), "is an input")
         assert sorted(path.name for path in own.iterdir()) == sorted(path.name for path in (inputs / role).iterdir())
 

@@ -89,18 +89,45 @@ def test_distil_then_rerank(variables: dict[str, str]) -> None:
 
 
 def test_pairs_that_are_newer_are_tokenized_again(variables: dict[str, str], tmp_path: Path) -> None:
-    features, pairs = tmp_path / "train.features", tmp_path / "train.tsv"
+    features, pairs = tmp_path / "train.19.features", tmp_path / "train.tsv"
     for count in (4, 8):
         lines = Path(variables["train_pairs"]).read_text().splitlines(keepends=True)[:count]
         pairs.write_text("".join(lines))
         if features.exists():
             os.utime(pairs, (features.stat().st_mtime + 1,) * 2)
         done = bash(
-            "distill.sh", variables, train_pairs=str(pairs), features_file=str(features), overwrite="yes",
+            "distill.sh", variables, train_pairs=str(pairs), overwrite="yes",
             output_student_dir=f"{tmp_path}/student", distill_model_type="hard",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert len(Features(features)) == count
+    assert "teacher_model= " in done.stdout
+
+    # features that are named are taken as they are
+    pairs.write_text("no pairs")
+    done = bash(
+        "distill.sh", variables, train_pairs=str(pairs), features_file=str(features), overwrite="yes",
+        output_student_dir=f"{tmp_path}/student", distill_model_type="hard",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cased_student_is_not_ranked_with_lower_case(variables: dict[str, str], tmp_path: Path) -> None:
+    own = variables | {"output_student_dir": f"{tmp_path}/student", "student_model": f"{tmp_path}/student"}
+    done = bash("distill.sh", own, do_lower_case="no", distill_model_type="hard")
+    assert done.returncode == 0, done.stderr
+    assert "do_lower_case=no bash reranker.sh" in done.stdout
+    assert not read_header(Path(variables["train_pairs"]).with_name("train.19.cased.features")).do_lower_case
+    done = bash("reranker.sh", own, teacher_model="")
+    assert done.returncode == 2 and "tokenize with --no-do_lower_case" in done.stderr.splitlines()[-1]
+    done = bash("reranker.sh", own, teacher_model="", do_lower_case="no")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["train_pairs", "teacher_model", "general_student_model"])
+def test_a_path_that_is_not_there_is_named_at_once(variables: dict[str, str], variable: str, tmp_path: Path) -> None:
+    done = bash("distill.sh", variables, output_student_dir=f"{tmp_path}/out", **{variable: "/no/such"})
+    assert done.returncode == 2 and done.stderr == f"distill.sh: {variable}=/no/such is not there\n"
 
 
 @pytest.mark.parametrize(

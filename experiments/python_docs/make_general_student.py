@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from formats.files import InputError, run_script, write_whole_directory
+from formats.files import InputError, hold_log, run_script, write_whole_directory
 from modeling.checkpoint import CheckpointError, load_ranker, save_ranker, take_layers
 from modeling.vocabulary import VocabularyError, load_vocabulary
 
@@ -43,7 +43,8 @@ In:  a model directory, fine-tuned or not. Out: a model directory with as many l
 
 def main() -> None:
     args = parse_args()
-    model, _ = load_ranker(args.model_dir, initialise_missing_with_seed=SEED)
+    with hold_log():  # that an encoder has no classifier is what we expect
+        model, _ = load_ranker(args.model_dir, initialise_missing_with_seed=SEED)
     depth = model.config.num_hidden_layers
     if not all(1 <= layer <= depth for layer in args.layers):
         raise InputError(f"--layers: {args.model_dir} has layers 1 to {depth}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the bundled example, whatever of it is missing: collection, encoder, teacher, general student.
-# distill.sh calls it. Every variable can be edited here or set from the environment.
+# distill.sh calls it, with its own max_seq_length, device, fp16 and python. The other numbers are set here or from the
+# environment; to build a part again with other ones, remove its directory first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
