@@ -1,4 +1,4 @@
-"""Which tests run: `gpu` where there is a GPU; `example` and `slow` where `-m` names them."""
+"""Which tests run: `gpu` where there is a GPU, `example` where `-m` names it."""
 
 import pytest
 
@@ -6,9 +6,8 @@ import pytest
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     selected = config.getoption("-m")
     for item in items:
-        for name in ("example", "slow"):
-            if item.get_closest_marker(name) and name not in selected:
-                item.add_marker(pytest.mark.skip(reason=f"run with -m {name}"))
+        if item.get_closest_marker("example") and "example" not in selected:
+            item.add_marker(pytest.mark.skip(reason="needs the example's encoder; run with -m example"))
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
