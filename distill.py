@@ -160,6 +160,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def earlier_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints that a run left in its output directory."""
     return [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
@@ -168,12 +169,15 @@ def check_output_dir(args: argparse.Namespace) -> None:
     directory = args.output_student_dir
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_student_dir: {directory} is a file")
-    lost = [directory.resolve(), *(path.resolve() for path in earlier_checkpoints(directory))] if args.overwrite else []
+    checkpoints = earlier_checkpoints(directory)
     for source in filter(None, (args.teacher_model, args.general_student_model, args.features_file)):
-        if source.resolve() in lost or any(source.resolve().is_relative_to(path) for path in lost[1:]):
+        is_lost = source.resolve() == directory.resolve() or any(
+            source.resolve().is_relative_to(checkpoint.resolve()) for checkpoint in checkpoints
+        )
+        if is_lost and args.overwrite:
             raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")
     models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
-    found = [directory / name for name in models if (directory / name).exists()] + earlier_checkpoints(directory)
+    found = [directory / name for name in models if (directory / name).exists()] + checkpoints
     if found and not args.overwrite:
         raise InputError(
             f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; pass --overwrite to replace "

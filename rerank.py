@@ -127,7 +127,7 @@ def main() -> None:
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
         f"{args.model_dir} on {device_name(device)}",
-        args.output_scores_file.with_name(f"{args.output_scores_file.name}.log"),
+        args.output_scores_file,
     )
 
 

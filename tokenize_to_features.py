@@ -87,7 +87,7 @@ def main() -> None:
     report(
         f"wrote {args.output_features_file}: {count} {args.set_name} examples of at most {args.max_seq_length} tokens "
         f"from {args.raw_data_file} in {seconds:.1f} s, {count / seconds:.0f} pairs/s",
-        args.output_features_file.with_name(f"{args.output_features_file.name}.log"),
+        args.output_features_file,
     )
 
 

@@ -102,12 +102,11 @@ def hold_log() -> Iterator[list[logging.LogRecord]]:
         logging.getLogger().removeHandler(held)
 
 
-def report(line: str, log_file: Path | None = None) -> None:
-    """Prints a line and, where a log file is named, appends it there with the time (UTC), so that it survives."""
+def report(line: str, output: Path) -> None:
+    """Prints a line about an output and appends it, with the time (UTC), to `OUTPUT.log` beside it."""
     print(line, flush=True)
-    if log_file:
-        with open(log_file, "a", encoding="utf-8") as file:
-            file.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+    with open(output.with_name(f"{output.name}.log"), "a", encoding="utf-8") as file:
+        file.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}\n")
 
 
 @contextlib.contextmanager

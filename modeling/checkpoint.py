@@ -144,10 +144,12 @@ def take_layers(model: BertRanker, layers: list[int]) -> BertRanker:
     config.num_hidden_layers = len(layers)
     taken = BertRanker(config, model.pooled_activation)
     weights = model.state_dict()
-    for name in taken.state_dict():
-        if found := re.match(r"(bert\.encoder\.layer\.)(\d+)(\..*)", name):
-            weights[name] = model.state_dict()[f"{found[1]}{layers[int(found[2])] - 1}{found[3]}"]
-    taken.load_state_dict({name: weights[name] for name in taken.state_dict()})
+
+    def source(name: str) -> str:
+        found = re.match(r"(bert\.encoder\.layer\.)(\d+)(\..*)", name)
+        return f"{found[1]}{layers[int(found[2])] - 1}{found[3]}" if found else name
+
+    taken.load_state_dict({name: weights[source(name)] for name in taken.state_dict()})
     return taken.eval()
 
 
