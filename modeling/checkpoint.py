@@ -75,6 +75,9 @@ def load_ranker(
     unless a seed is given: then it starts at BERT's initial values with a warning. Returns the model, in evaluation
     mode, and the saved `fit_dense` (`weight`, `bias`), empty where there is none.
 
+    A classifier of one output s, as of `cross-encoder/ms-marco-*`, becomes one of two, with logits [0, s]: P(class 1)
+    is then sigmoid(s).
+
     Raises CheckpointError for anything else that is missing, of the wrong shape, not finite, or no model at all.
     """
     checkpoint = _read(Path(model_dir))
@@ -153,23 +156,38 @@ def take_layers(model: BertRanker, layers: list[int]) -> BertRanker:
     return taken.eval()
 
 
-def save_ranker(model: BertRanker, tokens: list[str], do_lower_case: bool, directory: Path) -> None:
+def save_ranker(
+    model: BertRanker,
+    tokens: list[str],
+    do_lower_case: bool,
+    directory: Path,
+    without_classifier: bool = False,
+    fit_dense: nn.Linear | None = None,
+) -> None:
     """Writes a model directory that transformers' `AutoModelForSequenceClassification` loads into `directory`.
+
+    `without_classifier` leaves it out, of a model that has not learned to rank; transformers' `AutoModel` loads that.
+    A general student brings its `fit_dense`, which is saved as `fit_dense.weight` and `fit_dense.bias`.
 
     Raises CheckpointError, before anything is written, where a weight is not finite.
     """
-    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
+    if without_classifier:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+    if fit_dense is not None:
+        tensors |= {f"fit_dense.{name}": tensor for name, tensor in fit_dense.state_dict().items()}
+    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"the student is not written, since its {name} is not finite; lower --learning_rate")
     config = {name: getattr(model.config, name) for name in _SETTINGS} | {
-        "architectures": ["BertForSequenceClassification"],
+        "architectures": ["BertModel" if without_classifier else "BertForSequenceClassification"],
         "model_type": "bert",
-        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
         "pooled_activation": model.pooled_activation,
         "dtype": "float32",
     }
+    if not without_classifier:
+        config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
     # save_file would make a file that nobody but its owner can read
     directory.joinpath("model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
     save_tokenizer(directory, tokens, do_lower_case, model.config.max_position_embeddings)
@@ -259,8 +277,8 @@ def _read(model_dir: Path) -> Checkpoint:
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
             name = f"bert.{name}"
-        if name.endswith("position_ids") or name.startswith("cls."):
-            continue  # counts 0, 1, 2...; the heads of pre-training
+        if name.endswith("position_ids") or name.startswith(("cls.", "fit_denses.")):
+            continue  # counts 0, 1, 2...; the heads of pre-training; maps of one layer each, where ours serves all
         if name.startswith("fit_dense."):
             fit_dense[name.removeprefix("fit_dense.")] = tensor.float()
         else:
@@ -271,7 +289,21 @@ def _read(model_dir: Path) -> Checkpoint:
         raise CheckpointError(
             f"{weights_file}: has {depth} layers where {config_file.name} says {config.num_hidden_layers}"
         )
-    return Checkpoint(config, pooled_activation, weights, fit_dense)
+    return Checkpoint(config, pooled_activation, weights | _two_outputs(weights, weights_file), fit_dense)
+
+
+def _two_outputs(weights: dict[str, torch.Tensor], weights_file: Path) -> dict[str, torch.Tensor]:
+    """The classifier, where there is one, with a class of logit 0 in front if it has but one output."""
+    head = {name: tensor for name, tensor in weights.items() if name in ("classifier.weight", "classifier.bias")}
+    outputs = {tensor.shape[0] if tensor.ndim else 0 for tensor in head.values()}
+    if outputs == {1}:
+        return {name: torch.cat([torch.zeros_like(tensor), tensor]) for name, tensor in head.items()}
+    if outputs - {2}:
+        count = " and ".join(map(str, sorted(outputs)))
+        raise CheckpointError(
+            f"{weights_file}: its classifier has {count} outputs; a ranker has two (class 1 is relevant), or one"
+        )
+    return head
 
 
 def _without_prefix(name: str) -> str:

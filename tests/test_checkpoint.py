@@ -11,6 +11,7 @@ from tiny import (
     STUDENT,
     TEACHER,
     TOKENS,
+    Sizes,
     bert_config,
     random_weights,
     student_weights,
@@ -100,12 +101,6 @@ def test_other_names_of_the_same_weights(tmp_path: Path, batch: dict) -> None:
             ),
         ),
         "bare encoder": renamed(weights, lambda name: name.removeprefix("bert.")),
-        "pre-training heads and counts": weights
-        | {
-            "cls.predictions.bias": torch.zeros(9),
-            "cls.seq_relationship.weight": torch.zeros(2, 24),
-            "bert.embeddings.position_ids": torch.arange(TEACHER.positions)[None],
-        },
         "half precision": {name: tensor.half().float() for name, tensor in weights.items()},
     }
     for number, (what, changed) in enumerate(same.items()):
@@ -124,6 +119,127 @@ def test_config_and_weights_of_transformers_are_preferred(tmp_path: Path) -> Non
     write_published(tmp_path / "m", STUDENT, student_weights())
     write_transformers(tmp_path / "m", TEACHER, teacher_weights())
     assert load_ranker(tmp_path / "m")[0].config.hidden_size == TEACHER.hidden
+
+
+# What others publish.
+
+
+def pre_training_heads(sizes: Sizes) -> dict[str, torch.Tensor]:
+    """What BERT's pre-training, and TinyBERT's, leave beside the encoder."""
+    return {
+        "cls.predictions.bias": torch.zeros(sizes.vocabulary),
+        "cls.predictions.transform.dense.weight": torch.zeros(sizes.hidden, sizes.hidden),
+        "cls.predictions.transform.dense.bias": torch.zeros(sizes.hidden),
+        "cls.predictions.transform.LayerNorm.weight": torch.ones(sizes.hidden),
+        "cls.predictions.transform.LayerNorm.bias": torch.zeros(sizes.hidden),
+        "cls.predictions.decoder.weight": torch.zeros(sizes.vocabulary, sizes.hidden),
+        "cls.predictions.decoder.bias": torch.zeros(sizes.vocabulary),
+        "cls.seq_relationship.weight": torch.zeros(2, sizes.hidden),
+        "cls.seq_relationship.bias": torch.zeros(2),
+    }
+
+
+def counts(sizes: Sizes) -> dict[str, torch.Tensor]:
+    return {"bert.embeddings.position_ids": torch.arange(sizes.positions)[None]}
+
+
+def fit_denses() -> dict[str, torch.Tensor]:
+    """TinyBERT's general checkpoints hold a map for each hidden state."""
+    maps = {f"fit_denses.{m}.weight": torch.zeros(TEACHER.hidden, STUDENT.hidden) for m in range(STUDENT.layers + 1)}
+    return maps | {f"fit_denses.{m}.bias": torch.zeros(TEACHER.hidden) for m in range(STUDENT.layers + 1)}
+
+
+def without(weights: dict[str, torch.Tensor], *parts: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(parts)}
+
+
+def bare(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return renamed(weights, lambda name: name.removeprefix("bert."))
+
+
+@pytest.mark.parametrize("write", [write_published, write_transformers])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights | counts(STUDENT),
+        lambda weights: weights | pre_training_heads(STUDENT) | counts(STUDENT),
+        lambda weights: without(weights, "fit_dense.") | fit_denses() | pre_training_heads(STUDENT),
+        lambda weights: bare(without(weights, "fit_dense.") | counts(STUDENT)),
+        lambda weights: bare(weights | pre_training_heads(STUDENT) | counts(STUDENT)),
+        lambda weights: renamed(weights | pre_training_heads(STUDENT), lambda name: f"module.{name}"),
+    ],
+    ids=["position_ids", "cls", "fit_denses", "bare", "bare cls", "module"],
+)
+def test_a_ranker_with_parts_that_it_does_not_need_loads_without_a_word(
+    tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture, write, change
+) -> None:
+    weights = student_weights()
+    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, STUDENT.heads, batch)[0]
+    found = logits(write(tmp_path / "m", STUDENT, change(weights)), batch)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "fit_dense"),
+    [
+        (lambda weights: weights | pre_training_heads(STUDENT), True),
+        (lambda weights: without(weights, "fit_dense.") | fit_denses() | pre_training_heads(STUDENT), False),
+        (lambda weights: bare(without(weights, "fit_dense.") | counts(STUDENT)), False),
+        (lambda weights: without(weights, "fit_dense.") | pre_training_heads(STUDENT) | counts(STUDENT), False),
+    ],
+    ids=["general TinyBERT", "general TinyBERT of a map a layer", "BertModel", "BertForPreTraining"],
+)
+def test_a_general_student_as_published_lacks_but_its_classifier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change, fit_dense: bool
+) -> None:
+    weights = student_weights()
+    directory = write_published(tmp_path / "m", STUDENT, change(without(weights, "classifier.")))
+    model, found = load_ranker(directory, initialise_missing_with_seed=7)
+    assert caplog.messages == [
+        f"{directory}: classifier.weight, classifier.bias not found, starting from initial values"
+    ]
+    for name, parameter in model.named_parameters():
+        if not name.startswith("classifier."):
+            assert torch.equal(parameter, weights[name]), name
+    assert set(found) == ({"weight", "bias"} if fit_dense else set())
+    assert all(torch.equal(tensor, weights[f"fit_dense.{name}"]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("write", [write_published, write_transformers])
+def test_a_classifier_of_one_output_scores_by_its_sigmoid(
+    tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture, write
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    weights = teacher_weights()
+    weights |= {name: weights[name][1:].clone() for name in ("classifier.weight", "classifier.bias")}
+    directory = write(tmp_path / "m", TEACHER, weights)
+    model, _ = load_ranker(directory)
+    assert not caplog.records
+    found = logits(directory, batch)
+    assert torch.equal(found[:, 0], torch.zeros(5))
+    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
+    assert tuple(expected.shape) == (5, 1)
+    torch.testing.assert_close(found[:, 1:].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.double().softmax(-1)[:, 1:], expected.sigmoid(), rtol=1e-5, atol=1e-6)
+
+    (tmp_path / "saved").mkdir()
+    save_ranker(model, TOKENS, True, tmp_path / "saved")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, found, rtol=1e-5, atol=1e-6)
+    assert torch.equal(logits(tmp_path / "saved", batch), found)
+
+
+@pytest.mark.parametrize(("rows", "biases", "count"), [(3, 3, "3"), (5, 5, "5"), (1, 2, "1 and 2"), (0, 0, "0")])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_classifier_of_other_outputs_is_refused(
+    tmp_path: Path, rows: int, biases: int, count: str, seed: int | None
+) -> None:
+    head = {"classifier.weight": torch.zeros(rows, 24), "classifier.bias": torch.zeros(biases)}
+    directory = write_transformers(tmp_path / "m", TEACHER, teacher_weights() | head)
+    refused(directory, f"its classifier has {count} outputs; a ranker has two", seed=seed)
 
 
 # Errors that name what is at fault.
@@ -153,7 +269,7 @@ def test_a_missing_weight_of_the_encoder_is_refused(tmp_path: Path, name: str, s
 
 
 def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
-    for name, shape in (("classifier.weight", (3, 24)), ("bert.encoder.layer.1.output.dense.weight", (40, 24))):
+    for name, shape in (("classifier.weight", (2, 23)), ("bert.encoder.layer.1.output.dense.weight", (40, 24))):
         directory = write_published(tmp_path / name, TEACHER, teacher_weights() | {name: torch.zeros(shape)})
         refused(directory, f"{name} has shape {shape} where the config needs", seed=7)
 
@@ -161,8 +277,8 @@ def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
 def test_another_depth_than_the_config_says_is_refused(tmp_path: Path) -> None:
     refused(write_published(tmp_path / "less", TEACHER._replace(layers=5), teacher_weights()), "6 layers", "says 5")
     refused(write_published(tmp_path / "more", TEACHER._replace(layers=7), teacher_weights()), "6 layers", "says 7")
-    without = {name: t for name, t in teacher_weights().items() if ".layer.3." not in name}
-    refused(write_published(tmp_path / "gap", TEACHER, without), "bert.encoder.layer.3.", "is missing")
+    weights = without(teacher_weights(), "bert.encoder.layer.3.")
+    refused(write_published(tmp_path / "gap", TEACHER, weights), "bert.encoder.layer.3.", "is missing")
 
 
 def config_refused(directory: Path, settings: object, *parts: str) -> None:
@@ -319,8 +435,7 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_student_without_a_classifier_starts_at_seeded_values_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights = {name: tensor for name, tensor in student_weights().items() if not name.startswith("classifier")}
-    write_published(tmp_path / "m", STUDENT, weights)
+    write_published(tmp_path / "m", STUDENT, without(student_weights(), "classifier."))
 
     def classifier(seed: int) -> torch.Tensor:
         caplog.clear()
@@ -423,14 +538,50 @@ def test_the_head_is_recorded_and_read_back(tmp_path: Path, batch: dict) -> None
     assert load_ranker(tmp_path / "relu", "none")[0].pooled_activation == "none"
 
 
-def test_a_ranker_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+def test_a_model_without_its_classifier_is_a_bare_bert_to_transformers(tmp_path: Path, batch: dict) -> None:
+    from transformers import AutoModel
+
     model, _ = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
-    with torch.no_grad():
-        model.classifier.weight[0, 0] = float("nan")
     (tmp_path / "saved").mkdir()
-    with pytest.raises(CheckpointError, match=r"classifier\.weight is not finite"):
-        save_ranker(model, TOKENS, True, tmp_path / "saved")
-    assert os.listdir(tmp_path / "saved") == []
+    save_ranker(model, TOKENS, True, tmp_path / "saved", without_classifier=True)
+    loaded, report = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(loaded).__name__ == "BertModel"
+    with torch.no_grad():
+        expected = model(**batch, hidden_states=True).hidden_states[-1]
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(loaded.eval()(**batch).last_hidden_state[real], expected[real], rtol=1e-5, atol=1e-6)
+    refused(tmp_path / "saved", "classifier.weight is missing")
+    again, fit_dense = load_ranker(tmp_path / "saved", initialise_missing_with_seed=7)
+    assert fit_dense == {}
+    assert all(torch.equal(weight, model.bert.state_dict()[name]) for name, weight in again.bert.state_dict().items())
+
+
+@pytest.mark.parametrize("without_classifier", [True, False])
+def test_a_general_student_brings_its_fit_dense(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, without_classifier: bool
+) -> None:
+    model, saved = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
+    fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 7, 0.02)
+    (tmp_path / "saved").mkdir()
+    save_ranker(model, TOKENS, True, tmp_path / "saved", without_classifier, fit_dense)
+    again, found = load_ranker(tmp_path / "saved", initialise_missing_with_seed=7)
+    assert len(caplog.records) == without_classifier
+    assert torch.equal(again.classifier.weight, model.classifier.weight) is not without_classifier
+    assert set(found) == {"weight", "bias"}
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in found.items())
+
+
+def test_a_ranker_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    model, saved = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
+    fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 7, 0.02)
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = fit_dense.bias[3] = float("nan")
+    (tmp_path / "saved").mkdir()
+    for more, name in (((), "classifier.weight"), ((True, fit_dense), "fit_dense.bias")):
+        with pytest.raises(CheckpointError, match=f"{name} is not finite"):
+            save_ranker(model, TOKENS, True, tmp_path / "saved", *more)
+        assert os.listdir(tmp_path / "saved") == []
 
 
 # Features and the models that read them.
