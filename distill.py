@@ -28,6 +28,12 @@ from modeling.vocabulary import VocabularyError
 logger = logging.getLogger("distill")
 
 LOSSES = ("loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss")
+METHODS = ("standard", "simplified", "intermediate", "prediction", "hard")
+
+# A random head's AUC lies within 0.5 +- 0.1 in 99 of 100 draws of so many examples of each label.
+CHECKED_EXAMPLES = 128
+LEAST_CHECKED_EXAMPLES = 16
+LEAST_AUC = 0.6
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,9 +45,11 @@ def parse_args() -> argparse.Namespace:
   python distill.py --features_file train.features --teacher_model teacher/ \\
       --general_student_model general_student/ --output_student_dir student/
 
-In:  features of labelled pairs (tokenize_to_features.py --set_name train) and two model directories.
-Out: the student in --output_student_dir, a model directory that rerank.py and transformers load; intermediate ones in
-     checkpoint-STEP/ there; the losses in train_loss.jsonl; the log in distill.log.""",
+In:  features (tokenize_to_features.py) of labelled pairs, or, where no hard labels are used, of any text; and two
+     model directories.
+Out: the student in --output_student_dir, a model directory that rerank.py and transformers load; earlier states in
+     checkpoint-STEP/ there; the losses in train_loss.jsonl; the log in distill.log. A student that learned neither soft
+     nor hard labels (intermediate) has no classifier yet: the next step gives it one.""",
     )
     data = parser.add_argument_group("data and models")
     data.add_argument("--features_file", type=Path, required=True, help="tokenized training pairs")
@@ -61,12 +69,31 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     method = parser.add_argument_group("method")
     method.add_argument(
         "--distill_model",
-        choices=("standard", "simplified", "hard"),
+        choices=METHODS,
         default="simplified",
         help="standard: alpha * soft + (1 - alpha) * hard labels. simplified (default): attention + hidden states "
-        "+ soft + hard labels in one step. hard: labels alone, which is also how a teacher is fine-tuned",
+        "+ soft + hard labels in one step. intermediate, prediction: TinyBERT's two steps, attention + hidden states, "
+        "then soft labels. hard: labels alone, which is also how a teacher is fine-tuned",
     )
     method.add_argument("--alpha", type=float, default=0.5, help="weight of soft labels, for standard (default 0.5)")
+    for name, meaning in (
+        ("att", "attention scores"),
+        ("rep", "hidden states"),
+        ("soft", "soft labels"),
+        ("hard", "hard labels"),
+    ):
+        method.add_argument(
+            f"--{name}_weight", type=float, help=f"weight of the {meaning} in the loss (default: by --distill_model)"
+        )
+    method.add_argument(
+        "--layer_map",
+        help="teacher layers, from 1, that the student's layers 1, 2... learn from, such as 4,8,12 (default: evenly)",
+    )
+    method.add_argument(
+        "--ignore_padding",
+        action="store_true",
+        help="attention and hidden states of real tokens only: another objective than the published one, and faster",
+    )
     method.add_argument("--temperature", type=float, default=1.0, help="of the soft labels (default 1)")
     method.add_argument(
         "--pooled_activation",
@@ -74,6 +101,11 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
         help="before both classifiers; relu reproduces the published training (default: as the teacher says)",
     )
     method.add_argument("--teacher_dropout", action="store_true", help="leave the teacher's dropout on, as published")
+    method.add_argument(
+        "--no_teacher_check",
+        action="store_true",
+        help="do not ask that the teacher ranks relevant examples above others before it teaches soft labels",
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--max_seq_length", type=int, help="must be that of the features, which is the default")
     training.add_argument(
@@ -118,14 +150,26 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuses what cannot work before anything is loaded."""
-    if (args.teacher_model is None) != (args.distill_model == "hard"):
+    if not 0 <= args.alpha <= 1:
+        raise InputError("--alpha: needs to be from 0 to 1")
+    set_weights(args)
+    needs_teacher = args.att_weight + args.rep_weight + args.soft_weight > 0
+    if (args.teacher_model is not None) != needs_teacher:
         raise InputError(
-            "--teacher_model: has no use with --distill_model hard, leave it out"
-            if args.teacher_model
-            else f"--teacher_model: needed for --distill_model {args.distill_model}"
+            f"--teacher_model: needed for --distill_model {args.distill_model}"
+            if needs_teacher
+            else "--teacher_model: has no use with hard labels alone, leave it out"
         )
-    if args.distill_model == "hard" and args.teacher_dropout:
-        raise InputError("--teacher_dropout: has no use with --distill_model hard, leave it out")
+    if not needs_teacher and args.teacher_dropout:
+        raise InputError("--teacher_dropout: has no use with hard labels alone, leave it out")
+    compares_layers = args.att_weight + args.rep_weight > 0
+    if args.ignore_padding and not compares_layers:
+        raise InputError("--ignore_padding: has no use without attention and hidden states, leave it out")
+    if args.layer_map is not None:
+        if not compares_layers:
+            raise InputError("--layer_map: has no use without attention and hidden states, leave it out")
+        if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", args.layer_map):
+            raise InputError(f"--layer_map: '{args.layer_map}' is no list of layers such as 4,8,12")
     for name in ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "train_loss_step"):
         if not 1 <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be 1 or more")
@@ -141,8 +185,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--seed: needs to be below 2^64")
     if not 0 < args.temperature < float("inf"):
         raise InputError("--temperature: needs to be above 0")
-    if not 0 <= args.alpha <= 1:
-        raise InputError("--alpha: needs to be from 0 to 1")
     if not 0 <= args.warmup_proportion < 1:
         raise InputError("--warmup_proportion: needs to be from 0 to below 1")
     if args.fp16_opt_level not in ("O0", "O1", "O2", "O3"):
@@ -157,6 +199,30 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
     if args.no_cuda:
         args.device = "cpu"
+
+
+def set_weights(args: argparse.Namespace) -> None:
+    """Gives the four terms of the loss the weights that `--distill_model` stands for, where no flag gives another."""
+    preset = {  # of att, rep, soft, hard
+        "standard": (0.0, 0.0, args.alpha, 1.0 - args.alpha),
+        "simplified": (1.0, 1.0, 1.0, 1.0),
+        "intermediate": (1.0, 1.0, 0.0, 0.0),
+        "prediction": (0.0, 0.0, 1.0, 0.0),
+        "hard": (0.0, 0.0, 0.0, 1.0),
+    }[args.distill_model]
+    names = ("att_weight", "rep_weight", "soft_weight", "hard_weight")
+    for name, weight in zip(names, preset, strict=True):
+        given = getattr(args, name)
+        if given is not None and not 0 <= given < float("inf"):
+            raise InputError(f"--{name}: needs to be 0 or more")
+        setattr(args, name, weight if given is None else given)
+    if not any(getattr(args, name) for name in names):
+        raise InputError(f"--{names[0]}: at least one weight needs to be above 0")
+
+
+def learns_labels(args: argparse.Namespace) -> bool:
+    """Whether the student becomes a ranker: without soft or hard labels its classifier learns nothing."""
+    return args.soft_weight + args.hard_weight > 0
 
 
 def earlier_checkpoints(directory: Path) -> list[Path]:
@@ -192,21 +258,32 @@ def prepare_output_dir(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
 
 
-def check_teacher_fits(distill_model: str, teacher: BertRanker, student: BertRanker) -> None:
-    """Raises InputError where the layers cannot be compared. Logits alone can always be."""
-    if distill_model != "simplified":
-        return
-    layers = (student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    try:
-        teacher_layers(*layers)
-    except ValueError as error:
-        raise InputError(f"--general_student_model: {error}; take a student whose depth divides it") from None
+def choose_layers(args: argparse.Namespace, teacher: BertRanker, student: BertRanker) -> list[int]:
+    """The teacher layer that each student layer m = 0 (embeddings) to M learns from.
+
+    Raises InputError where layers cannot be compared.
+    """
+    depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    if args.layer_map is None:
+        try:
+            layer_map = teacher_layers(depth, teacher_depth)
+        except ValueError as error:
+            raise InputError(
+                f"--general_student_model: {error}; take a student whose depth divides it, or give --layer_map"
+            ) from None
+    else:
+        layer_map = [0, *map(int, args.layer_map.split(","))]
+        if len(layer_map) != depth + 1:
+            raise InputError(f"--layer_map: names {len(layer_map) - 1} layers for the {depth} of the student")
+        if not all(1 <= layer <= teacher_depth for layer in layer_map[1:]):
+            raise InputError(f"--layer_map: the teacher has layers 1 to {teacher_depth}")
     heads = (student.config.num_attention_heads, teacher.config.num_attention_heads)
-    if heads[0] != heads[1]:
+    if args.att_weight and heads[0] != heads[1]:
         raise InputError(
             f"--general_student_model: {heads[0]} attention heads cannot learn from {heads[1]}; take a student with "
-            f"{heads[1]} heads, or --distill_model standard"
+            f"{heads[1]} heads, --att_weight 0, or --distill_model standard"
         )
+    return layer_map
 
 
 def distillation_losses(
@@ -214,36 +291,88 @@ def distillation_losses(
     student: BertRanker,
     teacher: BertRanker | None,
     fit_dense: torch.nn.Linear | None,
+    layer_map: list[int],
     batch: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """The losses named in `LOSSES` of one batch, as published. `batch`: as from `Features.batch`, on the device."""
+    """The losses named in `LOSSES` of one batch; a term of weight 0 is not computed and counts 0.
+
+    `batch`: as from `Features.batch`, on the device. `layer_map`: as from `choose_layers`, empty without att and rep.
+    """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    zero = torch.zeros((), device=batch["labels"].device)
-    att = rep = soft = zero
-    if args.distill_model == "simplified":
-        layer_map = teacher_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        layers = list(range(1, len(layer_map)))
+    layers = list(range(1, len(layer_map)))
+    teacher_of = layer_map[1:]
+    compares_states, compares_scores = args.rep_weight > 0, args.att_weight > 0
+    if teacher is not None:
         with torch.no_grad():
-            target = teacher(**inputs, hidden_states=True, queries_keys_of=layer_map[1:])
-        output = student(**inputs, hidden_states=True, queries_keys_of=layers)
+            target = teacher(
+                **inputs, hidden_states=compares_states, queries_keys_of=set(teacher_of) if compares_scores else ()
+            )
+    output = student(**inputs, hidden_states=compares_states, queries_keys_of=layers if compares_scores else ())
+
+    att = rep = soft = hard = torch.zeros((), device=batch["labels"].device)
+    if compares_scores:
         # apex patches torch itself, so that the loss cannot keep it from float16
         with import_apex_amp().disable_casts() if args.fp16_backend == "apex" else contextlib.nullcontext():
             att = attention_loss(
                 [output.queries_keys[m] for m in layers],
-                [target.queries_keys[n] for n in layer_map[1:]],
+                [target.queries_keys[n] for n in teacher_of],
                 batch["attention_mask"],
+                args.ignore_padding,
             )
-        rep = hidden_states_loss(output.hidden_states, [target.hidden_states[n] for n in layer_map], fit_dense)
-    else:
-        output = student(**inputs)
-        if teacher is not None:
-            with torch.no_grad():
-                target = teacher(**inputs)
-    hard = hard_label_loss(output.logits, batch["labels"])
-    if teacher is not None:
+    if compares_states:
+        real = batch["attention_mask"] if args.ignore_padding else None
+        rep = hidden_states_loss(output.hidden_states, [target.hidden_states[n] for n in layer_map], fit_dense, real)
+    if args.soft_weight:
         soft = soft_label_loss(output.logits, target.logits, args.temperature)
-    cls = args.alpha * soft + (1 - args.alpha) * hard if args.distill_model == "standard" else soft + hard
-    return dict(zip(LOSSES, (att + rep + cls, cls, att, rep, soft, hard), strict=True))
+    if args.hard_weight:
+        hard = hard_label_loss(output.logits, batch["labels"])
+    cls = args.soft_weight * soft + args.hard_weight * hard
+    loss = args.att_weight * att + args.rep_weight * rep + cls
+    return dict(zip(LOSSES, (loss, cls, att, rep, soft, hard), strict=True))
+
+
+@torch.inference_mode()
+def check_teacher(args: argparse.Namespace, device: torch.device, features: Features, teacher: BertRanker) -> str:
+    """Asks that the teacher ranks relevant examples above others, among the first of each label in training order.
+
+    Its measure is AUC: how often a relevant example has the higher score, half for equal ones. Returns what it found.
+    Raises InputError for a lower one than `LEAST_AUC`, as that of a random head or of labels turned round.
+    """
+    order = epoch_order(args.seed, 0, len(features))
+    scores = {}
+    for label in (0, 1):
+        chosen = order[features.labels[order] == label][:CHECKED_EXAMPLES]
+        if len(chosen) < LEAST_CHECKED_EXAMPLES:
+            return f"teacher not checked: {len(chosen)} examples with label {label} are too few"
+        scores[label] = np.concatenate(
+            [
+                score_examples(args, device, features, teacher, part)
+                for part in np.array_split(chosen, len(chosen) // LEAST_CHECKED_EXAMPLES)
+            ]
+        )
+    wins = scores[1][:, None] - scores[0][None, :]  # (relevant, others)
+    auc = np.mean((wins > 0) + 0.5 * (wins == 0))
+    figure = f"AUC {auc:.3f} over {len(scores[1])} relevant and {len(scores[0])} other examples"
+    if auc < LEAST_AUC:
+        reason = (
+            "its labels are turned round" if auc < 1 - LEAST_AUC else "it tells them apart hardly better than chance"
+        )
+        raise InputError(
+            f"--teacher_model: {args.teacher_model} has {figure}: {reason}; take another teacher, or pass "
+            "--no_teacher_check"
+        )
+    return f"teacher checked: {figure}"
+
+
+def score_examples(
+    args: argparse.Namespace, device: torch.device, features: Features, teacher: BertRanker, indices: np.ndarray
+) -> np.ndarray:
+    """The teacher's logit gap, class 1 above class 0, of examples, (n,) float64."""
+    batch = {name: torch.from_numpy(array).to(device) for name, array in features.batch(indices).items()}
+    del batch["labels"]
+    with torch.autocast(device.type, half_precision(device), enabled=args.fp16):
+        logits = teacher(**batch).logits
+    return logits.double().diff(dim=-1)[:, 0].cpu().numpy()
 
 
 def make_backward(args: argparse.Namespace, scaler: torch.amp.GradScaler, optimizer: BertAdam) -> Callable:
@@ -283,6 +412,7 @@ def train(
     student: BertRanker,
     teacher: BertRanker | None,
     fit_dense: torch.nn.Linear | None,
+    layer_map: list[int],
     save_student: Callable[[Path], None],
 ) -> None:
     """The training loop: updates the student in place, writes losses and checkpoints."""
@@ -302,7 +432,8 @@ def train(
     backward = make_backward(args, scaler, optimizer)
     autocast = torch.autocast(device.type, half_precision(device), enabled=use_torch_amp)
     # The attention and hidden-state losses count padding, so the padded length is part of the published method.
-    pad_to = features.header.max_seq_length if args.distill_model == "simplified" else None
+    counts_padding = bool(layer_map) and not args.ignore_padding
+    pad_to = features.header.max_seq_length if counts_padding else None
     trained.train()
     if teacher is not None:
         teacher.train(args.teacher_dropout)
@@ -326,7 +457,7 @@ def train(
                         for name, array in features.batch(part, pad_to).items()
                     }
                     with autocast:
-                        losses = distillation_losses(args, student, teacher, fit_dense, batch)
+                        losses = distillation_losses(args, student, teacher, fit_dense, layer_map, batch)
                     backward(losses["loss"] / len(parts), last=part is parts[-1])
                     sums += torch.stack([losses[name].detach() for name in LOSSES]) / len(parts)
                 scaler.step(optimizer)
@@ -377,7 +508,7 @@ def load_features(args: argparse.Namespace) -> Features:
         given, made = getattr(args, name), getattr(features.header, name)
         if given not in (None, made):
             raise InputError(f"--{name}: {args.features_file} was made with {made}; tokenize again")
-    if (features.labels < 0).any():
+    if args.hard_weight and (features.labels < 0).any():
         raise InputError(f"--features_file: {args.features_file} has no labels; tokenize with --set_name train")
     if len(features) < args.train_batch_size:
         raise InputError(
@@ -389,29 +520,31 @@ def load_features(args: argparse.Namespace) -> Features:
 
 def load_models(
     args: argparse.Namespace, header: FeaturesHeader
-) -> tuple[BertRanker, BertRanker | None, torch.nn.Linear | None, list[str]]:
-    """Student, teacher, fit_dense (the last two where the method has them), and the student's vocabulary.
+) -> tuple[BertRanker, BertRanker | None, torch.nn.Linear | None, list[int], list[str]]:
+    """Student, teacher, fit_dense, layer map (these three where the method has them), and the student's vocabulary.
 
     Raises InputError or CheckpointError where they do not fit the features or each other.
     """
     teacher = fit_dense = teacher_vocabulary = None
+    layer_map: list[int] = []
     pooled_activation = args.pooled_activation
     if args.teacher_model is not None:
-        teacher, _ = load_ranker(args.teacher_model, pooled_activation)
+        # A pre-trained teacher has no classifier; it is not asked for where no soft labels are learned.
+        teacher, _ = load_ranker(args.teacher_model, pooled_activation, None if args.soft_weight else args.seed)
         teacher_vocabulary = check_reads_features(args.teacher_model, teacher, args.features_file, header)
         teacher.requires_grad_(False)
         pooled_activation = teacher.pooled_activation  # one head for both
     student, saved_fit_dense = load_ranker(args.general_student_model, pooled_activation, args.seed)
     vocabulary = check_reads_features(args.general_student_model, student, args.features_file, header)
     vocabulary = vocabulary or teacher_vocabulary
-    if teacher is not None:
-        check_teacher_fits(args.distill_model, teacher, student)
-    if args.distill_model == "simplified":
+    if args.att_weight or args.rep_weight:
+        layer_map = choose_layers(args, teacher, student)
+    if args.rep_weight:
         sizes = student.config.hidden_size, teacher.config.hidden_size
         fit_dense = make_fit_dense(*sizes, saved_fit_dense, args.seed, student.config.initializer_range)
     if vocabulary is None:
         raise InputError(f"--general_student_model: {args.general_student_model} needs a vocab.txt for its student")
-    return student, teacher, fit_dense, vocabulary
+    return student, teacher, fit_dense, layer_map, vocabulary
 
 
 def main() -> None:
@@ -421,10 +554,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     with hold_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
-        student, teacher, fit_dense, vocabulary = load_models(args, features.header)
+        student, teacher, fit_dense, layer_map, vocabulary = load_models(args, features.header)
         for model in (student, teacher, fit_dense):
             if model is not None:
                 model.to(device)
+        checked = ""
+        if args.soft_weight and not args.no_teacher_check:
+            checked = check_teacher(args, device, features, teacher)
 
     prepare_output_dir(args.output_student_dir)
     log_to(args.output_student_dir / "distill.log")
@@ -432,15 +568,27 @@ def main() -> None:
     logger.info("device: %s", device_name(device))
     for record in held:
         logger.handle(record)
+    if checked:
+        logger.info("%s", checked)
 
     def save_student(directory: Path) -> None:
         with write_whole_directory(directory, last="config.json") as partial:
-            save_ranker(student, vocabulary, features.header.do_lower_case, partial)
+            if learns_labels(args):
+                save_ranker(student, vocabulary, features.header.do_lower_case, partial)
+            else:
+                save_ranker(
+                    student,
+                    vocabulary,
+                    features.header.do_lower_case,
+                    partial,
+                    without_classifier=True,
+                    fit_dense=fit_dense,
+                )
         logger.info("wrote %s", directory)
 
     start = time.monotonic()
     try:
-        train(args, device, features, student, teacher, fit_dense, save_student)
+        train(args, device, features, student, teacher, fit_dense, layer_map, save_student)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

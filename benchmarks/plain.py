@@ -77,12 +77,15 @@ def losses(
     alpha: float = 0.5,
     temperature: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """`loss`, `cls_loss`, `att_loss`, `rep_loss`, `soft_loss`, `hard_loss` of a batch; `student` has its fit_dense."""
+    """`loss`, `cls_loss`, `att_loss`, `rep_loss`, `soft_loss`, `hard_loss` of a batch; `student` has its fit_dense.
+
+    Terms that are not part of the method are 0.
+    """
     logits, scores, hidden = bert(student, heads, batch, pooled_activation)
     with torch.no_grad():
         target_logits, target_scores, target_hidden = bert(teacher, heads, batch, pooled_activation)
-    att = rep = torch.zeros((), dtype=logits.dtype)
-    if distill_model == "simplified":
+    att = rep = soft = hard = torch.zeros((), dtype=logits.dtype)
+    if distill_model in ("simplified", "intermediate"):
         every = len(target_scores) // len(scores)
         for m, student_scores in enumerate(scores):
             pair = (student_scores, target_scores[(m + 1) * every - 1])
@@ -90,10 +93,12 @@ def losses(
             att = att + F.mse_loss(*pair)
         for m, student_hidden in enumerate(hidden):
             rep = rep + F.mse_loss(_linear(student_hidden, student, "fit_dense"), target_hidden[m * every])
-    targets = torch.softmax(target_logits / temperature, dim=-1)
-    soft = (-targets * torch.log_softmax(logits / temperature, dim=-1)).mean()
-    hard = F.cross_entropy(logits, batch["labels"])
-    cls = {"standard": alpha * soft + (1 - alpha) * hard, "simplified": soft + hard, "hard": hard}[distill_model]
+    if distill_model in ("simplified", "standard", "prediction"):
+        targets = torch.softmax(target_logits / temperature, dim=-1)
+        soft = (-targets * torch.log_softmax(logits / temperature, dim=-1)).mean()
+    if distill_model in ("simplified", "standard", "hard"):
+        hard = F.cross_entropy(logits, batch["labels"])
+    cls = alpha * soft + (1 - alpha) * hard if distill_model == "standard" else soft + hard
     return {
         "loss": att + rep + cls,
         "cls_loss": cls,

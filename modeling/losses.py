@@ -1,7 +1,9 @@
 """The losses of Simplified TinyBERT (Chen et al., ECIR 2021, arXiv 2009.07531) as they were published.
 
 Letters in shapes: B batch, T tokens (padding included), d hidden size, h heads, e head size; s student, t teacher.
-All means are over all elements, padding included. All losses are computed in float32 and returned as float32 scalars.
+All means are over all elements, padding included, as published; where padding is ignored, which is another objective,
+over the real tokens of each example (of attention scores, real queries times real keys) and then over the examples. All
+losses are computed in float32 and returned as float32 scalars.
 """
 
 import math
@@ -27,7 +29,10 @@ def teacher_layers(student_depth: int, teacher_depth: int) -> list[int]:
 
 
 def attention_loss(
-    student: Sequence[QueriesKeys], teacher: Sequence[QueriesKeys], attention_mask: torch.Tensor
+    student: Sequence[QueriesKeys],
+    teacher: Sequence[QueriesKeys],
+    attention_mask: torch.Tensor,
+    ignore_padding: bool = False,
 ) -> torch.Tensor:
     """Sum over layer pairs of mean((S_s - S_t)^2), S = Q K^T / sqrt(e) + mask, scores <= -100 set to 0 in both first.
 
@@ -43,52 +48,71 @@ def attention_loss(
             tuple((q.float() / math.sqrt(q.shape[-1]), k.float()) for q, k in pair)
             for pair in zip(student, teacher, strict=True)
         ]
-        real_keys = attention_mask[:, None, :, None]  # (B, 1, T, 1)
+        real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
         bound = torch.stack(
             [
-                q.detach().norm(dim=-1).amax() * (k.detach() * real_keys).norm(dim=-1).amax()
+                q.detach().norm(dim=-1).amax() * (k.detach() * real).norm(dim=-1).amax()
                 for pair in pairs
                 for q, k in pair
             ]
         ).amax()
-        if bound < -SCORE_FLOOR:  # the one number that is read off the device
-            terms = [_mean_square_by_gram(*pair, real_keys) for pair in pairs]
-        else:
-            terms = [_mean_square_by_scores(*pair, attention_mask) for pair in pairs]
+        # the bound is the one number that is read off the device
+        sum_of_squares = _sum_of_squares_by_gram if bound < -SCORE_FLOOR else _sum_of_squares_by_scores
+        heads, tokens = student[0][0].shape[1:3]
+        counted = attention_mask.sum(dim=-1) if ignore_padding else tokens  # (B,) or one for all
+        terms = [(sum_of_squares(*pair, real, ignore_padding) / (heads * counted**2)).mean() for pair in pairs]
         return torch.stack(terms).sum()
 
 
-def _mean_square_by_gram(student: QueriesKeys, teacher: QueriesKeys, real_keys: torch.Tensor) -> torch.Tensor:
-    """`student` and `teacher`: queries already divided by sqrt(e), and keys."""
+def _sum_of_squares_by_gram(
+    student: QueriesKeys, teacher: QueriesKeys, real: torch.Tensor, ignore_padding: bool
+) -> torch.Tensor:
+    """Of the differences between scores, (B,). Queries come divided by sqrt(e); `real`: (B, 1, T, 1), 0 on padding."""
     (query_s, key_s), (query_t, key_t) = student, teacher
     a = torch.cat([query_s, -query_t], dim=-1)  # (B, h, T, e_s + e_t)
-    b = torch.cat([key_s, key_t], dim=-1) * real_keys  # (B, h, T, e_s + e_t)
+    b = torch.cat([key_s, key_t], dim=-1) * real  # (B, h, T, e_s + e_t)
+    if ignore_padding:
+        a = a * real
     gram_a = a.transpose(-1, -2) @ a  # (B, h, e_s + e_t, e_s + e_t)
     gram_b = b.transpose(-1, -2) @ b  # (B, h, e_s + e_t, e_s + e_t)
-    batch, heads, tokens, _ = a.shape
-    return (gram_a * gram_b).sum() / (batch * heads * tokens * tokens)
+    return (gram_a * gram_b).sum(dim=(1, 2, 3))
 
 
-def _mean_square_by_scores(student: QueriesKeys, teacher: QueriesKeys, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The published form. `student` and `teacher`: queries already divided by sqrt(e), and keys."""
-    mask = (1.0 - attention_mask[:, None, None, :].float()) * -10000.0  # (B, 1, 1, T)
+def _sum_of_squares_by_scores(
+    student: QueriesKeys, teacher: QueriesKeys, real: torch.Tensor, ignore_padding: bool
+) -> torch.Tensor:
+    """The same in the published form."""
+    mask = (1.0 - real.transpose(-1, -2).float()) * -10000.0  # (B, 1, 1, T)
 
     def scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         raw = query @ key.transpose(-1, -2) + mask  # (B, h, T, e) x (B, h, e, T) -> (B, h, T, T)
         return torch.where(raw <= SCORE_FLOOR, torch.zeros_like(raw), raw)
 
-    return F.mse_loss(scores(*student), scores(*teacher))
+    difference = scores(*student) - scores(*teacher)  # (B, h, T, T)
+    if ignore_padding:
+        difference = difference * real
+    return difference.square().sum(dim=(1, 2, 3))
 
 
 def hidden_states_loss(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], fit_dense: torch.nn.Module
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    fit_dense: torch.nn.Module,
+    real: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over layer pairs of mean((fit_dense(H_s) - H_t)^2), H: (B, T, d_s) and (B, T, d_t). TinyBERT eq. 8 and 9.
 
-    `fit_dense`: one linear map from d_s to d_t for all layers.
+    `fit_dense`: one linear map from d_s to d_t for all layers. `real`: the (B, T) attention mask, to ignore padding.
     """
-    terms = [F.mse_loss(fit_dense(h_s).float(), h_t.float()) for h_s, h_t in zip(student, teacher, strict=True)]
-    return torch.stack(terms).sum()
+
+    def mean_square(h_s: torch.Tensor, h_t: torch.Tensor) -> torch.Tensor:
+        fitted, target = fit_dense(h_s).float(), h_t.float()
+        if real is None:
+            return F.mse_loss(fitted, target)
+        of_tokens = (fitted - target).square().mean(dim=-1) * real  # (B, T)
+        return (of_tokens.sum(dim=-1) / real.sum(dim=-1)).mean()
+
+    return torch.stack([mean_square(h_s, h_t) for h_s, h_t in zip(student, teacher, strict=True)]).sum()
 
 
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:

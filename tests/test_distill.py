@@ -11,8 +11,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny import (
+    MAX_SEQ_LENGTH,
     STUDENT,
     TEACHER,
     TOKENS,
@@ -21,6 +23,7 @@ from tiny import (
     random_weights,
     run_main,
     run_script,
+    some_pairs,
     student_weights,
     teacher_weights,
     write_published,
@@ -30,8 +33,9 @@ from tiny import (
 
 from benchmarks import plain
 from distill import epoch_order
-from formats.features import Features
+from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.checkpoint import load_ranker
+from modeling.vocabulary import encode_pairs, vocabulary_sha256, wordpiece_tokenizer
 
 EXAMPLES = 8
 LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
@@ -100,6 +104,7 @@ def assert_same_losses(found: list[dict], expected: list[dict], rel: float = 1e-
         ("standard", [], {}),
         ("standard", ["--alpha", 0.3, "--temperature", 2], {"alpha": 0.3, "temperature": 2.0}),
         ("simplified", ["--temperature", 4, "--learning_rate", 1e-3], {"temperature": 4.0, "lr": 1e-3}),
+        ("prediction", ["--learning_rate", 1e-3], {"lr": 1e-3}),
     ],
 )
 def test_twenty_updates_agree_with_the_plain_version(
@@ -128,7 +133,7 @@ def test_hard_labels_alone_need_no_teacher_and_agree_with_the_plain_version(inpu
     )
     expected, _ = plain_run("hard", plain_batches(inputs / "features", EXAMPLES, 10), lr=1e-3)
     assert [line["soft_loss"] for line in found] == [0.0] * 10
-    assert_same_losses(found, [{k: v for k, v in values.items() if k != "soft_loss"} for values in expected])
+    assert_same_losses(found, expected)
 
 
 def test_several_batches_an_epoch_and_a_partial_batch_is_skipped(inputs: Path, tmp_path: Path) -> None:
@@ -298,6 +303,186 @@ def test_logits_alone_can_be_learnt_from_any_depth_and_number_of_heads(inputs: P
     assert_refused(done, "--general_student_model", "3 layers does not divide a teacher of 4")
 
 
+# The terms of the loss.
+
+
+def test_each_method_is_a_preset_of_the_four_weights(inputs: Path, tmp_path: Path) -> None:
+    def weights(*values: float) -> list[object]:
+        names = ("--att_weight", "--rep_weight", "--soft_weight", "--hard_weight")
+        return [part for pair in zip(names, values, strict=True) for part in pair]
+
+    for distill_model, values in (
+        ("simplified", (1, 1, 1, 1)),
+        ("standard", (0, 0, 0.5, 0.5)),
+        ("intermediate", (1, 1, 0, 0)),
+        ("prediction", (0, 0, 1, 0)),
+    ):
+        preset = distil(inputs, tmp_path / distill_model, "--distill_model", distill_model)
+        for other in ("simplified", "standard"):
+            output = tmp_path / f"{distill_model}_from_{other}"
+            assert distil(inputs, output, "--distill_model", other, *weights(*values)) == preset
+            found = (output / "model.safetensors").read_bytes()
+            assert found == (tmp_path / distill_model / "model.safetensors").read_bytes()
+
+
+def test_the_loss_is_the_weighted_sum_and_a_term_of_weight_zero_is_left_out(inputs: Path, tmp_path: Path) -> None:
+    first = distil(inputs, tmp_path / "all")[0]
+    more = ["--att_weight", 2, "--rep_weight", 0.25, "--soft_weight", 3, "--hard_weight", 0.5]
+    line = distil(inputs, tmp_path / "weighted", *more)[0]
+    terms = [first[f"{name}_loss"] for name in ("att", "rep", "soft", "hard")]
+    assert [line[f"{name}_loss"] for name in ("att", "rep", "soft", "hard")] == pytest.approx(terms)
+    assert line["cls_loss"] == pytest.approx(3 * terms[2] + 0.5 * terms[3])
+    assert line["loss"] == pytest.approx(2 * terms[0] + 0.25 * terms[1] + line["cls_loss"])
+    for number, name in enumerate(("att", "rep", "soft", "hard")):
+        line = distil(inputs, tmp_path / f"without_{name}", f"--{name}_weight", 0)[0]
+        assert line[f"{name}_loss"] == 0.0
+        assert line["loss"] == pytest.approx(sum(terms) - terms[number])
+
+
+def test_tinybert_in_two_steps_agrees_with_the_plain_version(inputs: Path, tmp_path: Path) -> None:
+    first = distil(inputs, tmp_path / "first", "--distill_model", "intermediate", "--learning_rate", 1e-3)
+    batches = plain_batches(inputs / "features", EXAMPLES, 2)
+    expected, weights = plain_run("intermediate", batches, lr=1e-3)
+    assert_same_losses(first, expected)
+
+    # the first step leaves an encoder with its fit_dense; the classifier of the second comes from the seed
+    raw = safetensors.torch.load_file(tmp_path / "first" / "model.safetensors")
+    assert not any(name.startswith("classifier") for name in raw)
+    torch.testing.assert_close(
+        raw["fit_dense.weight"].double(), weights["fit_dense.weight"].detach(), rtol=0, atol=1e-6
+    )
+    more = ["--distill_model", "prediction", "--general_student_model", tmp_path / "first"]
+    second = distil(inputs, tmp_path / "second", *more, "--learning_rate", 1e-3)
+    assert "classifier.weight, classifier.bias not found" in (tmp_path / "second" / "distill.log").read_text()
+    model, _ = load_ranker(tmp_path / "first", initialise_missing_with_seed=42)
+    weights |= {f"classifier.{name}": p.detach().double() for name, p in model.classifier.named_parameters()}
+    weights = {name: tensor.detach() for name, tensor in weights.items()}
+    teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
+    assert_same_losses(second, plain.train("prediction", weights, teacher, STUDENT.heads, batches, lr=1e-3))
+    assert load_ranker(tmp_path / "second")[1] == {}  # a finished ranker
+
+
+def test_general_distillation_needs_neither_labels_nor_a_fine_tuned_teacher(inputs: Path, tmp_path: Path) -> None:
+    weights = {k: v for k, v in teacher_weights().items() if not k.startswith(("classifier", "bert.pooler"))}
+    write_published(tmp_path / "encoder", TEACHER, weights)
+    features = write_tiny_features(tmp_path / "text", EXAMPLES, set_name="test")
+    more = ["--distill_model", "intermediate", "--features_file", features, "--teacher_model", tmp_path / "encoder"]
+    found = distil(inputs, tmp_path / "done", *more)
+    assert_same_losses(found, plain_run("intermediate", plain_batches(features, EXAMPLES, 2))[0])
+    refused(inputs, tmp_path, *more, "--soft_weight", 1, says=("encoder", "no fine-tuned ranker"))
+
+
+def test_a_layer_map_says_what_each_layer_learns_from(inputs: Path, tmp_path: Path) -> None:
+    uniform = distil(inputs, tmp_path / "uniform")
+    assert distil(inputs, tmp_path / "same", "--layer_map", "2,4,6") == uniform
+    # the teacher's upper layers first, and one of them twice: as a teacher whose layers 2, 4, 6 are these
+    found = distil(inputs, tmp_path / "map", "--layer_map", "5,5,3")
+    assert found[0]["soft_loss"] == uniform[0]["soft_loss"]
+    batch = plain_batches(inputs / "features", EXAMPLES, 1)[0]
+    weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
+    _, scores, hidden = plain.bert(weights[0], STUDENT.heads, batch)
+    _, target_scores, target_hidden = plain.bert(weights[1], TEACHER.heads, batch)
+    att = rep = 0.0
+    for m, n in enumerate((0, 5, 5, 3)):
+        fitted = hidden[m] @ weights[0]["fit_dense.weight"].T + weights[0]["fit_dense.bias"]
+        rep += (fitted - target_hidden[n]).square().mean().item()
+        if m:
+            pair = [torch.where(s <= -100, 0.0, s) for s in (scores[m - 1], target_scores[n - 1])]
+            att += (pair[0] - pair[1]).square().mean().item()
+    assert (found[0]["att_loss"], found[0]["rep_loss"]) == pytest.approx((att, rep), rel=1e-5)
+    # depths that do not divide
+    sizes = STUDENT._replace(layers=4)
+    write_published(tmp_path / "four", sizes, random_weights(sizes, 5))
+    more = ["--general_student_model", tmp_path / "four", "--layer_map"]
+    assert len(distil(inputs, tmp_path / "out4", *more, "1,2,4,6")) == 2
+    refused(inputs, tmp_path, *more, "2,4,6", says=("--layer_map", "names 3 layers for the 4 of the student"))
+
+
+def test_padding_can_be_left_out_of_the_losses(inputs: Path, tmp_path: Path) -> None:
+    every = distil(inputs, tmp_path / "padding")[0]
+    more = ["--ignore_padding"]
+    found = distil(inputs, tmp_path / "none", *more)
+    assert found[0]["att_loss"] != pytest.approx(every["att_loss"], rel=1e-3)
+    assert found[0]["soft_loss"] == pytest.approx(every["soft_loss"], rel=1e-6)
+    # so it is the mean of what each example gives alone, without any padding
+    features = Features(inputs / "features")
+    alone = {"att_loss": [], "rep_loss": []}
+    weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
+    for i in range(EXAMPLES):
+        batch = {name: torch.from_numpy(array) for name, array in features.batch([i]).items()}
+        values = plain.losses("simplified", *weights, STUDENT.heads, batch)
+        for name, terms in alone.items():
+            terms.append(values[name].item())
+    for name, terms in alone.items():
+        assert found[0][name] == pytest.approx(np.mean(terms), rel=1e-5), name
+    assert_same_losses(distil(inputs, tmp_path / "parts", *more, "--gradient_accumulation_steps", 4), found)
+
+
+# The check of the teacher.
+
+
+def write_labelled_features(path: Path, labels: np.ndarray) -> Path:
+    encoded = encode_pairs(wordpiece_tokenizer(TOKENS, True), some_pairs(len(labels)), MAX_SEQ_LENGTH)
+    examples = (Example(f"e{i}", ids, first, int(labels[i])) for i, (ids, first) in enumerate(encoded))
+    write_features(
+        path, FeaturesHeader(MAX_SEQ_LENGTH, len(TOKENS), True, "train", vocabulary_sha256(TOKENS)), examples
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """How far the teacher's logit of class 1 lies above that of class 0, for 300 examples."""
+    path = write_labelled_features(tmp_path_factory.mktemp("gaps") / "features", np.zeros(300))
+    batch = {name: torch.from_numpy(array) for name, array in Features(path).batch(range(300)).items()}
+    logits, _, _ = plain.bert({k: v.double() for k, v in teacher_weights().items()}, TEACHER.heads, batch)
+    return (logits[:, 1] - logits[:, 0]).numpy()
+
+
+def test_a_teacher_that_ranks_the_examples_is_taken_and_its_auc_logged(
+    inputs: Path, tmp_path: Path, gaps: np.ndarray
+) -> None:
+    # in 100 of the 300 the label says what the teacher says; among the others each label is as frequent
+    labels = (gaps > np.median(gaps)).astype(int)
+    labels[100:] = np.arange(200) % 2
+    features = write_labelled_features(tmp_path / "features", labels)
+    distil(inputs, tmp_path / "out", "--features_file", features)
+    found = re.search(
+        r"teacher checked: AUC (0\.\d+) over 128 relevant and 128 other", (tmp_path / "out" / "distill.log").read_text()
+    )
+    order = epoch_order(42, 0, 300)
+    ones, zeros = (gaps[order[labels[order] == label][:128]] for label in (1, 0))
+    wins = [(one > zero) + 0.5 * (one == zero) for one in ones for zero in zeros]
+    assert float(found[1]) == pytest.approx(np.mean(wins), abs=6e-4)
+
+
+def test_a_random_or_reversed_teacher_is_refused_with_its_auc(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
+    reversed_labels = write_labelled_features(tmp_path / "reversed", gaps < np.median(gaps))
+    random_labels = write_labelled_features(tmp_path / "random", np.arange(300) % 2)
+    for distill_model in ("simplified", "standard", "prediction"):
+        more = ["--distill_model", distill_model, "--features_file"]
+        says = ("--teacher_model", str(inputs / "teacher"), "AUC 0.000 over 128 relevant and 128 other", "turned round")
+        refused(inputs, tmp_path, *more, reversed_labels, says=(*says, "--no_teacher_check"))
+        refused(inputs, tmp_path, *more, random_labels, says=("hardly better than chance", "--no_teacher_check"))
+    distil(inputs, tmp_path / "done", "--features_file", reversed_labels, "--no_teacher_check")
+    # it teaches no labels here
+    distil(inputs, tmp_path / "states", "--features_file", reversed_labels, "--distill_model", "intermediate")
+
+
+def test_a_teacher_is_not_judged_by_a_handful_of_examples(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
+    labels = np.zeros(300, int)
+    labels[np.argsort(gaps)[:15]] = 1
+    distil(inputs, tmp_path / "done", "--features_file", write_labelled_features(tmp_path / "few", labels))
+    assert (
+        "teacher not checked: 15 examples with label 1 are too few" in (tmp_path / "done" / "distill.log").read_text()
+    )
+    labels[np.argsort(gaps)[15]] = 1
+    refused(
+        inputs, tmp_path, "--features_file", write_labelled_features(tmp_path / "enough", labels),
+        says=("AUC 0.000 over 16 relevant and 128 other examples",),
+    )  # fmt: skip
+
+
 # apex.
 
 
@@ -380,7 +565,10 @@ def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) 
         ("save_model_step", ["-1", "x"]),
         ("seed", ["-1", "1.5", str(1 << 64), "x"]),
         ("max_seq_length", ["16", "18", "0", "x"]),
-        ("distill_model", ["intermediate", ""]),
+        ("distill_model", ["tinybert", ""]),
+        ("att_weight", ["-1", "nan", "inf", "x"]),
+        ("hard_weight", ["-0.5", "x"]),
+        ("layer_map", ["", "2,4", "0,2,4", "2,4,7", "2,4,6,6", "2,,4", "2;4;6", "-1,2,3", "a", "2.0,4,6"]),
         ("pooled_activation", ["gelu"]),
         ("fp16_backend", ["amp"]),
         ("fp16_opt_level", ["O4", "O2"]),

@@ -16,7 +16,7 @@ from tiny import (
 )
 
 from benchmarks import plain
-from distill import LOSSES, distillation_losses
+from distill import LOSSES, distillation_losses, set_weights
 from formats.features import Features
 from modeling import losses
 from modeling.checkpoint import load_ranker, make_fit_dense
@@ -34,8 +34,16 @@ def random_queries_keys(seed: int, head_size: int, scale: float = 1.0) -> tuple[
     )
 
 
-def published_attention_loss(student: list, teacher: list, mask: torch.Tensor) -> torch.Tensor:
-    """Score by score, in float64."""
+def published_attention_loss(
+    student: list, teacher: list, mask: torch.Tensor, ignore_padding: bool = False
+) -> torch.Tensor:
+    """Score by score, in float64; without padding example by example, cut to its length."""
+    if ignore_padding:
+        total = torch.zeros((), dtype=torch.float64)
+        for i, length in enumerate(mask.sum(dim=-1).tolist()):
+            cut = [[tuple(x[i : i + 1, :, :length] for x in pair) for pair in side] for side in (student, teacher)]
+            total = total + published_attention_loss(*cut, mask[i : i + 1, :length])
+        return total / len(mask)
     total = torch.zeros((), dtype=torch.float64)
     for (query_s, key_s), (query_t, key_t) in zip(student, teacher, strict=True):
         scores = []
@@ -78,24 +86,21 @@ def test_attention_loss_is_zero_with_a_zero_gradient_where_the_scores_agree() ->
     assert query.grad.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("ignore_padding", [False, True], ids=["padding", "no padding"])
 @pytest.mark.parametrize("form", ["gram", "scores"])
-def test_both_forms_agree_with_the_published_one_in_float64(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_forms_agree_with_the_published_one_in_float64(
+    form: str, ignore_padding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = [random_queries_keys(seed, STUDENT_HEAD) for seed in (1, 2)]
     teacher = [random_queries_keys(seed, TEACHER_HEAD) for seed in (3, 4)]
-    expected = published_attention_loss(student, teacher, MASK)
+    expected = published_attention_loss(student, teacher, MASK, ignore_padding)
     flat = [tensor for pair in student for tensor in pair]
     expected_gradients = torch.autograd.grad(expected, flat)
 
-    scaled = [
-        [(q / math.sqrt(q.shape[-1]), k) for q, k in side] for side in (student, teacher)
-    ]  # what the two forms take
-    if form == "gram":
-        real_keys = MASK[:, None, :, None]
-        terms = [losses._mean_square_by_gram(s, t, real_keys) for s, t in zip(*scaled, strict=True)]
-    else:
-        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        terms = [losses._mean_square_by_scores(s, t, MASK) for s, t in zip(*scaled, strict=True)]
-    found = torch.stack(terms).sum()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # nothing is rounded
+    if form == "scores":
+        monkeypatch.setattr(losses, "_sum_of_squares_by_gram", losses._sum_of_squares_by_scores)
+    found = attention_loss(student, teacher, MASK, ignore_padding)
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     for gradient, expected_gradient in zip(torch.autograd.grad(found, flat), expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-11, atol=1e-13)
@@ -114,7 +119,7 @@ def test_attention_loss_in_float32_agrees_loosely() -> None:
 
 def counted_forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     taken: list[str] = []
-    for name in ("_mean_square_by_gram", "_mean_square_by_scores"):
+    for name in ("_sum_of_squares_by_gram", "_sum_of_squares_by_scores"):
         form = getattr(losses, name)
         monkeypatch.setattr(losses, name, lambda *args, name=name, form=form: (taken.append(name), form(*args))[1])
     return taken
@@ -123,7 +128,7 @@ def counted_forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_ordinary_scores_take_the_gram_form(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = counted_forms(monkeypatch)
     attention_loss([random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)], MASK)
-    assert taken == ["_mean_square_by_gram"]
+    assert taken == ["_sum_of_squares_by_gram"]
 
 
 @pytest.mark.parametrize("large_side", ["student", "teacher"])
@@ -136,7 +141,7 @@ def test_real_scores_below_the_floor_are_clipped_as_published(large_side: str, m
     assert min(scores[0].min().item() for scores in raw) < -100
     expected = published_attention_loss(student, teacher, MASK)
     found = attention_loss(student, teacher, MASK)
-    assert set(taken) == {"_mean_square_by_scores"}
+    assert set(taken) == {"_sum_of_squares_by_scores"}
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     flat = [tensor for pair in student for tensor in pair]
     for gradient, wanted in zip(torch.autograd.grad(found, flat), torch.autograd.grad(expected, flat), strict=True):
@@ -178,6 +183,16 @@ def test_hidden_states_loss_by_hand() -> None:
     teacher = [torch.zeros(1, 2, 2), torch.tensor([[[0.5, 1.0], [1.5, 4.0]]])]
     expected = (1.5**2 + 2**2 + 2.5**2 + 4**2) / 4 + (0 + 1 + 0 + 4) / 4
     assert hidden_states_loss(student, teacher, fit_dense).item() == pytest.approx(expected)
+    # without the second token, which is padding
+    expected = (1.5**2 + 2**2) / 2 + (0 + 1) / 2
+    real = torch.tensor([[1, 0]])
+    assert hidden_states_loss(student, teacher, fit_dense, real).item() == pytest.approx(expected)
+    # every example counts the same, however many tokens it has
+    student, teacher = student[:1] * 2, teacher[:1] * 2
+    both = [torch.cat([x, x]) for x in student], [torch.cat([x, x]) for x in teacher]
+    real = torch.tensor([[1, 0], [1, 1]])
+    halves = (1.5**2 + 2**2) / 2, (1.5**2 + 2**2 + 2.5**2 + 4**2) / 4
+    assert hidden_states_loss(*both, fit_dense, real).item() == pytest.approx(2 * sum(halves) / 2)
 
 
 def test_soft_label_loss_by_hand() -> None:
@@ -203,7 +218,7 @@ def test_hard_label_loss_by_hand() -> None:
 @pytest.mark.parametrize(
     ("distill_model", "alpha", "temperature"),
     [("standard", 0.5, 1.0), ("standard", 0.3, 2.0), ("simplified", 0.5, 1.0), ("simplified", 0.5, 4.0),
-     ("hard", 0.5, 1.0)],
+     ("intermediate", 0.5, 1.0), ("prediction", 0.5, 2.0), ("hard", 0.5, 1.0)],
 )  # fmt: skip
 def test_losses_and_all_gradients_agree_with_the_plain_version(
     tmp_path, distill_model: str, alpha: float, temperature: float, pooled_activation: str
@@ -217,10 +232,14 @@ def test_losses_and_all_gradients_agree_with_the_plain_version(
     student, saved = load_ranker(tmp_path / "student", pooled_activation)
     teacher = None if distill_model == "hard" else load_ranker(tmp_path / "teacher", pooled_activation)[0]
     fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 0, 0.02)
+    weights = {f"{name}_weight": None for name in ("att", "rep", "soft", "hard")}
     settings = argparse.Namespace(
-        distill_model=distill_model, alpha=alpha, temperature=temperature, fp16_backend="torch"
-    )
-    found = distillation_losses(settings, student, teacher, fit_dense, batch)
+        distill_model=distill_model, alpha=alpha, temperature=temperature, fp16_backend="torch", ignore_padding=False,
+        **weights,
+    )  # fmt: skip
+    set_weights(settings)
+    layer_map = [0, 2, 4, 6] if distill_model in ("simplified", "intermediate") else []
+    found = distillation_losses(settings, student, teacher, fit_dense, layer_map, batch)
     assert list(found) == list(LOSSES)
     found["loss"].backward()
 
@@ -231,8 +250,7 @@ def test_losses_and_all_gradients_agree_with_the_plain_version(
     )
     expected["loss"].backward()
     for name in LOSSES:
-        if (distill_model, name) != ("hard", "soft_loss"):  # hard labels alone have no soft loss
-            assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
     gradients = {name: p.grad for name, p in student.named_parameters()}
     gradients |= {f"fit_dense.{name}": p.grad for name, p in fit_dense.named_parameters()}
     assert gradients.keys() == weights.keys()
