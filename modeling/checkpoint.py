@@ -41,6 +41,8 @@ _SETTINGS = (
 )
 # Settings that would make another model of it.
 _ENCODER = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+# What a model that was not fine-tuned may lack.
+_HEADS = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias")
 
 
 class CheckpointError(ValueError):
@@ -96,7 +98,7 @@ def load_ranker(
                 f"{tuple(expected[name].shape)}"
             )
     missing = [name for name in expected if name not in weights]
-    heads = [name for name in missing if name.startswith(("classifier.", "bert.pooler."))]
+    heads = [name for name in _HEADS if name in missing]
     if set(missing) - set(heads):
         name = min(set(missing) - set(heads))
         raise CheckpointError(f"{model_dir}: {name} is missing from the weights ({len(missing)} missing in all)")
@@ -116,6 +118,42 @@ def load_ranker(
     _restore_buffers(model)
     model.load_state_dict({name: weights[name] for name in expected})
     return model.eval(), checkpoint.fit_dense
+
+
+def missing_heads(model_dir: str | Path) -> list[str]:
+    """Which of a pooler's and a classifier's parameters a model directory lacks. Raises CheckpointError."""
+    weights = _read(Path(model_dir)).weights
+    return [name for name in _HEADS if name not in weights]
+
+
+def initial_ranker(
+    model_dir: str | Path, num_layers: int, hidden_size: int, num_heads: int, intermediate_size: int, seed: int
+) -> BertRanker:
+    """A model of another shape at BERT's initial values, with all other settings of a model directory's config.
+
+    Weights are normal with the config's `initializer_range` (Devlin et al. 2019 cut the normal at 2 deviations), biases
+    0, LayerNorms the identity, and the embedding of padding 0, as in transformers. Raises CheckpointError.
+    """
+    config, pooled_activation, config_file = _read_config(Path(model_dir))
+    config.num_hidden_layers = num_layers
+    config.hidden_size = hidden_size
+    config.num_attention_heads = num_heads
+    config.intermediate_size = intermediate_size
+    try:
+        model = BertRanker(config, pooled_activation)
+    except Exception as error:  # a setting out of range raises almost anything, deep inside torch
+        raise CheckpointError(f"{config_file}: no BERT can be made from it ({error!r})") from None
+    generator = torch.Generator().manual_seed(seed)
+    words = model.bert.embeddings.word_embeddings
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.copy_(_initial_values(parameter.shape, config.initializer_range, generator))
+        if words.padding_idx is not None:
+            words.weight[words.padding_idx] = 0.0
+    return model.eval()
 
 
 def make_fit_dense(
@@ -227,7 +265,8 @@ def check_reads_features(
     return vocabulary
 
 
-def _read(model_dir: Path) -> Checkpoint:
+def _read_config(model_dir: Path) -> tuple[BertConfig, str, Path]:
+    """What makes the encoder, the activation of its head, and the file that says so."""
     if not model_dir.is_dir():
         raise CheckpointError(f"{model_dir} is not a directory; name a model directory")
     config_file = _first_file(model_dir, "config.json", "bert_config.json")
@@ -243,6 +282,8 @@ def _read(model_dir: Path) -> Checkpoint:
         for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"):
             if getattr(config, name) < 1:
                 raise CheckpointError(f"{config_file}: {name} {getattr(config, name)} is not 1 or more")
+        if config.initializer_range < 0:
+            raise CheckpointError(f"{config_file}: initializer_range {config.initializer_range} is negative")
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(
                 f"{config_file}: hidden size {config.hidden_size} is no multiple of {config.num_attention_heads} heads"
@@ -253,7 +294,11 @@ def _read(model_dir: Path) -> Checkpoint:
         raise CheckpointError(f"{config_file}: no BERT config ({error})") from None
     if pooled_activation not in POOLED_ACTIVATIONS:
         raise CheckpointError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
+    return config, pooled_activation, config_file
 
+
+def _read(model_dir: Path) -> Checkpoint:
+    config, pooled_activation, config_file = _read_config(model_dir)
     weights_file = _first_file(model_dir, "model.safetensors", "pytorch_model.bin")
     try:
         if weights_file.suffix == ".safetensors":

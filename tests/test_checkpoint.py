@@ -323,6 +323,7 @@ def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -
         bert_config(STUDENT, attention_probs_dropout_prob=-1.0),
         bert_config(STUDENT, layer_norm_eps="small"),
         bert_config(STUDENT, initializer_range="small"),
+        bert_config(STUDENT, initializer_range=-0.02),
     ],
     ids=str,
 )

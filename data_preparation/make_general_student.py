@@ -1,0 +1,124 @@
+"""The student before it is distilled: some layers of a deeper model, or a shape of your own at initial values."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from formats.files import InputError, hold_log, run_script, write_whole_directory
+from modeling.checkpoint import CheckpointError, initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from modeling.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
+
+SHAPE = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Makes a general student out of some layers of a BERT model, or from scratch with its vocabulary.
+
+  python data_preparation/make_general_student.py --model_dir encoder/ --layers 2,4,6 --output_dir student/
+  python data_preparation/make_general_student.py --model_dir teacher/ --num_layers 3 --hidden_size 384 \\
+      --num_heads 12 --output_dir student/
+
+In:  a model directory, fine-tuned or not.
+Out: a model directory. With --layers it has the embeddings, those layers and the head of the model. From scratch it has
+     the vocabulary, positions, activation and dropout of the model, BERT's initial values, and a zero embedding of
+     padding, as transformers does. Its classifier is left out, unless it comes with --layers from a model that has one;
+     distill.py then starts it from initial values.""",
+    )
+    parser.add_argument("--model_dir", type=Path, required=True, help="the model to start from")
+    parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
+    parser.add_argument("--layers", help="numbers of the layers to take, from 1, such as 2,4,6")
+    parser.add_argument("--num_layers", type=int, help="from scratch: how many layers")
+    parser.add_argument("--hidden_size", type=int, help="from scratch: size of the hidden states")
+    parser.add_argument(
+        "--num_heads",
+        type=int,
+        help="from scratch: attention heads; as many as the teacher's where attention is to be compared",
+    )
+    parser.add_argument("--intermediate_size", type=int, help="from scratch: inside a layer (default 4 * hidden size)")
+    parser.add_argument("--seed", type=int, default=42, help="of the initial values (default 42)")
+    parser.add_argument(
+        "--do_lower_case",
+        action=argparse.BooleanOptionalAction,
+        help="for an uncased model (default: as the model says, else uncased)",
+    )
+    args = parser.parse_args()
+    check_args(args)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses what cannot work before anything is loaded, and fills in what follows from the flags given."""
+    shape = {name: getattr(args, name) for name in SHAPE}
+    given = [name for name, number in shape.items() if number is not None]
+    if args.layers is not None and given:
+        raise InputError(f"--layers: takes the shape of its model, so --{given[0]} has no use; give one of them")
+    if args.layers is not None:
+        try:
+            args.layers = [int(number) for number in args.layers.split(",")]
+        except ValueError:
+            raise InputError(f"--layers: '{args.layers}' is no list of layers such as 2,4,6") from None
+    else:
+        for name in SHAPE[:3]:
+            if shape[name] is None:
+                raise InputError(f"--{name}: needed to make a student from scratch; or name --layers to take")
+        if args.intermediate_size is None:
+            args.intermediate_size = 4 * args.hidden_size
+        for name in SHAPE:
+            if getattr(args, name) < 1:
+                raise InputError(f"--{name}: needs to be 1 or more")
+        if args.hidden_size % args.num_heads:
+            raise InputError(
+                f"--hidden_size: {args.hidden_size} needs to be a multiple of --num_heads {args.num_heads}"
+            )
+    if not 0 <= args.seed < 1 << 64:
+        raise InputError("--seed: needs to be from 0 to below 2^64")
+    if args.output_dir.exists():
+        raise InputError(f"--output_dir: {args.output_dir} exists already; remove it, or name another directory")
+    if not args.output_dir.absolute().parent.is_dir():
+        raise InputError(f"--output_dir: the directory {args.output_dir.parent} does not exist; make it first")
+
+
+def main() -> None:
+    args = parse_args()
+    tokens = load_vocabulary(args.model_dir)
+    if args.layers is None:
+        student = initial_ranker(args.model_dir, *(getattr(args, name) for name in SHAPE), seed=args.seed)
+        without_classifier = True
+        origin = f"from scratch with seed {args.seed} and the vocabulary of {args.model_dir}"
+    else:
+        with hold_log():  # what is not found is said below
+            model, _ = load_ranker(args.model_dir, initialise_missing_with_seed=args.seed)
+        missing = missing_heads(args.model_dir)
+        depth = model.config.num_hidden_layers
+        if not all(1 <= layer <= depth for layer in args.layers):
+            raise InputError(f"--layers: {args.model_dir} has layers 1 to {depth}")
+        student = take_layers(model, args.layers)
+        without_classifier = any(name.startswith("classifier.") for name in missing)
+        origin = f"layers {', '.join(map(str, args.layers))} of the {depth} of {args.model_dir}"
+        if any(name.startswith("bert.pooler.") for name in missing):
+            origin += f", whose pooler is missing and starts from seed {args.seed}"
+    if len(tokens) > student.config.vocab_size:
+        raise InputError(
+            f"--model_dir: {args.model_dir} has {len(tokens)} tokens and a config for {student.config.vocab_size}"
+        )
+    do_lower_case = args.do_lower_case
+    if do_lower_case is None:
+        do_lower_case = saved_lower_case(args.model_dir) is not False
+    with write_whole_directory(args.output_dir, last="config.json") as partial:
+        save_ranker(student, tokens, do_lower_case, partial, without_classifier)
+    config = student.config
+    parameters = sum(parameter.numel() for parameter in student.bert.parameters())
+    print(
+        f"wrote {args.output_dir}: {config.num_hidden_layers} layers of hidden size {config.hidden_size} with "
+        f"{config.num_attention_heads} heads, {parameters / 1e6:.1f} million parameters, "
+        f"{'without' if without_classifier else 'with'} a classifier; {origin}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, CheckpointError, VocabularyError)
