@@ -56,9 +56,11 @@ Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. 
 def check_features(path: Path, max_seq_length: int | None) -> tuple[FeaturesHeader, int]:
     """Reads all features once, so that a fault is found before any work; returns header and number of examples.
 
-    Raises InputError for a fault, another `max_seq_length`, or an id that is not query_id#passage_id.
+    Raises InputError for a fault, another `max_seq_length`, or what are no pairs with ids query_id#passage_id.
     """
     header = read_header(path)
+    if header.set_name == "general":
+        raise InputError(f"--features_file: {path} is plain text without queries; tokenize pairs with --set_name test")
     if max_seq_length not in (None, header.max_seq_length):
         raise InputError(f"--max_seq_length: {path} was made with {header.max_seq_length}; tokenize again")
     count = 0

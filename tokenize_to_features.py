@@ -1,16 +1,20 @@
-"""Pairs in, pickled features out."""
+"""Pairs, or plain text, in; pickled features out."""
 
 import argparse
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from formats.features import Example, FeaturesHeader, write_features
+from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
 from formats.files import InputError, refuse_existing, report, run_script
-from formats.pairs import read_pairs
+from formats.pairs import NO_LABEL, read_pairs
+from formats.text import TextLine, read_text
+from modeling.packing import pack_text
 from modeling.vocabulary import (
     VocabularyError,
     encode_pairs,
@@ -21,25 +25,35 @@ from modeling.vocabulary import (
 
 # Enough to keep every core of the tokenizer busy, small against the memory of any machine.
 PAIRS_AT_A_TIME = 4096
+DEFAULT_SEED = 42
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="""Tokenizes (query, passage) pairs with a model's WordPiece vocabulary.
+        description="""Tokenizes (query, passage) pairs, or plain text, with a model's WordPiece vocabulary.
 
   python tokenize_to_features.py --set_name train --raw_data_file train.tsv \\
       --output_features_file train.features --bert_model_dir teacher/
 
 In:  tab-separated UTF-8 lines, `.gz` or not: example_id, query, passage, and with --set_name train a label, 0 or 1.
      Ids of dev and test pairs are query_id#passage_id.
-Out: pickled features, which distill.py and rerank.py read, and a line about them in OUTPUT_FEATURES_FILE.log.""",
+     With --set_name general plain text, UTF-8, `.gz` or not: a sentence or a paragraph a line, blank lines between
+     documents.
+Out: pickled features, which distill.py and rerank.py read, and a line about them in OUTPUT_FEATURES_FILE.log.
+     With --set_name general examples without labels, for general distillation: all of the text in order, packed into
+     [CLS] A [SEP] B [SEP] of --max_seq_length tokens each; only the last may be shorter, and a single token left over
+     is dropped. B begins where a document begins; in an example that lies within one document, with a line of it; in
+     one that lies within a line, anywhere.""",
     )
     parser.add_argument(
-        "--set_name", choices=("train", "dev", "test"), required=True, help="train pairs have labels, dev and test none"
+        "--set_name",
+        choices=SET_NAMES,
+        required=True,
+        help="train pairs have labels, dev and test pairs none; general is plain text",
     )
-    parser.add_argument("--raw_data_file", type=Path, required=True, help="the pairs")
+    parser.add_argument("--raw_data_file", type=Path, required=True, help="the pairs, or the plain text")
     parser.add_argument("--output_features_file", type=Path, required=True, help="the features to write")
     parser.add_argument(
         "--bert_model_dir", type=Path, required=True, help="a model directory: its vocab.txt or tokenizer.json is used"
@@ -48,7 +62,7 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
         "--max_seq_length",
         type=int,
         default=256,
-        help="longest example in tokens, [CLS] and [SEP] counted (default 256)",
+        help="longest example in tokens, [CLS] and [SEP] counted; with general the length of all (default 256)",
     )
     parser.add_argument(
         "--do_lower_case",
@@ -56,12 +70,56 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
         default=True,
         help="for an uncased vocabulary; the default",
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help=f"with general: of the draw where B begins, among several places (default {DEFAULT_SEED})",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
     args = parser.parse_args()
     if not 5 <= args.max_seq_length <= 1 << 20:
         raise InputError("--max_seq_length: needs to be from 5 (3 control tokens, 2 words) to 1048576")
+    if args.seed is not None and args.set_name != "general":
+        raise InputError(f"--seed: nothing is drawn with --set_name {args.set_name}; leave it out")
+    if args.seed is None:
+        args.seed = DEFAULT_SEED
+    if args.seed < 0:
+        raise InputError("--seed: needs to be 0 or more")
     refuse_existing(args.output_features_file, "--output_features_file", args.overwrite, [args.raw_data_file])
     return args
+
+
+def pair_examples(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Example]:
+    """The pairs of the input, tokenized."""
+    pairs = read_pairs(args.raw_data_file, labelled=args.set_name == "train")
+    with tqdm(desc="tokenizing", unit=" pairs", disable=None) as progress:
+        while batch := list(itertools.islice(pairs, PAIRS_AT_A_TIME)):
+            encoded = encode_pairs(tokenizer, ((pair.query, pair.passage) for pair in batch), args.max_seq_length)
+            for pair, (input_ids, first_segment_length) in zip(batch, encoded, strict=True):
+                yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
+            progress.update(len(batch))
+
+
+def text_examples(args: argparse.Namespace, tokenizer: Tokenizer, seen: Counter) -> Iterator[Example]:
+    """The text of the input, packed. Counts its documents, lines and tokens in `seen`.
+
+    Raises InputError where the text makes no example.
+    """
+
+    def lines() -> Iterator[TextLine]:
+        for line in read_text(args.raw_data_file):
+            seen["documents"] += line.begins_document
+            seen["lines"] += 1
+            yield line
+
+    with tqdm(desc="tokenizing", unit=" tokens", unit_scale=True, disable=None) as progress:
+        packed = pack_text(tokenizer, lines(), args.max_seq_length, args.seed)
+        for number, (input_ids, first_segment_length) in enumerate(packed):
+            yield Example(f"general_{number}", input_ids, first_segment_length, NO_LABEL)
+            seen["tokens"] += len(input_ids) - 3
+            progress.update(len(input_ids) - 3)
+    if not seen["tokens"]:
+        raise InputError(f"{args.raw_data_file} holds no words, or a single one; name a text")
 
 
 def main() -> None:
@@ -72,21 +130,18 @@ def main() -> None:
     header = FeaturesHeader(
         args.max_seq_length, len(tokens), args.do_lower_case, args.set_name, vocabulary_sha256(tokens)
     )
-
-    def examples() -> Iterator[Example]:
-        pairs = read_pairs(args.raw_data_file, labelled=args.set_name == "train")
-        with tqdm(desc="tokenizing", unit=" pairs", disable=None) as progress:
-            while batch := list(itertools.islice(pairs, PAIRS_AT_A_TIME)):
-                encoded = encode_pairs(tokenizer, ((pair.query, pair.passage) for pair in batch), args.max_seq_length)
-                for pair, (input_ids, first_segment_length) in zip(batch, encoded, strict=True):
-                    yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
-                progress.update(len(batch))
-
-    count = write_features(args.output_features_file, header, examples())
+    seen = Counter()
+    general = args.set_name == "general"
+    examples = text_examples(args, tokenizer, seen) if general else pair_examples(args, tokenizer)
+    count = write_features(args.output_features_file, header, examples)
     seconds = time.monotonic() - start
+    read, rate = "", f"{count / seconds:.0f} pairs/s"
+    if general:
+        read = f" ({seen['documents']} documents, {seen['lines']} lines, {seen['tokens']} tokens)"
+        rate = f"{seen['tokens'] / seconds:.0f} tokens/s"
     report(
         f"wrote {args.output_features_file}: {count} {args.set_name} examples of at most {args.max_seq_length} tokens "
-        f"from {args.raw_data_file} in {seconds:.1f} s, {count / seconds:.0f} pairs/s",
+        f"from {args.raw_data_file}{read} in {seconds:.1f} s, {rate}",
         args.output_features_file,
     )
 

@@ -20,7 +20,7 @@ from formats.files import InputError, write_whole
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
 BLOCK_EXAMPLES = 65_536
-SET_NAMES = ("train", "dev", "test")
+SET_NAMES = ("train", "dev", "test", "general")
 
 # Far above what a part needs (about 60), far below what could keep a reader busy.
 _MAX_OPCODES = 1_000
@@ -47,7 +47,10 @@ class FeaturesHeader(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One tokenized pair: `[CLS] query [SEP] passage [SEP]`, of which the first segment ends with the first `[SEP]`."""
+    """One tokenized pair: `[CLS] query [SEP] passage [SEP]`, of which the first segment ends with the first `[SEP]`.
+
+    In a general set both segments are plain text.
+    """
 
     example_id: str
     input_ids: Sequence[int]

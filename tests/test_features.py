@@ -439,7 +439,7 @@ def test_an_empty_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         ({"max_seq_length": 3}, "out of range"),
         ({"max_seq_length": -(2**31)}, "out of range"),
         ({"vocab_size": 0}, "out of range"),
-        ({"set_name": "eval"}, "set_name 'eval' is none of train, dev, test"),
+        ({"set_name": "eval"}, "set_name 'eval' is none of train, dev, test, general"),
         ({"dtypes": {}}, "dtypes are not"),
         ({"dtypes": None}, "dtypes are not"),
         ({"dtypes": HEADER.dtypes() | {"input_ids": "O"}}, "dtypes are not"),

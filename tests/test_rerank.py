@@ -152,6 +152,7 @@ def test_features_that_cannot_be_scored_are_refused(inputs: Path, tmp_path: Path
         refused(inputs, tmp_path, "--features_file", path, says=(path, *says))
 
     features(write_tiny_features(tmp_path / "train", 5), "block 0 example 0", "has no '#'", "--set_name test")
+    features(write_tiny_features(tmp_path / "text_only", 5, "general"), "plain text without queries", "--set_name test")
     features(write_tiny_features(tmp_path / "long", 5, "test", max_seq_length=20), "up to 20 tokens, 19 positions")
     other = [*TOKENS[:-1], "new"]
     features(write_tiny_features(tmp_path / "other", 5, "test", tokens=other), "another vocabulary")

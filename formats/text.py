@@ -1,0 +1,28 @@
+"""Plain text: a document is a run of lines, blank lines stand between documents, `.gz` by suffix."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from formats.files import read_lines
+
+
+class TextLine(NamedTuple):
+    """A line that is not blank: a sentence or a paragraph."""
+
+    text: str
+    begins_document: bool
+
+
+def read_text(path: str | Path) -> Iterator[TextLine]:
+    """Streams the lines of a text that hold more than white space.
+
+    Raises InputError as `read_lines` does.
+    """
+    begins_document = True
+    for _, text in read_lines(path):
+        if text.strip():
+            yield TextLine(text, begins_document)
+            begins_document = False
+        else:
+            begins_document = True

@@ -1,0 +1,92 @@
+"""Plain text packed into examples of full length, for general distillation (Jiao et al. 2020, section 3)."""
+
+import itertools
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+
+import numpy as np
+from tokenizers import Tokenizer
+
+# A long line is tokenized in pieces that end before a blank, which no token crosses: the tokenizer holds over 100 bytes
+# a character while it works. What it is given at a time keeps all cores busy and stays below 300 MB.
+_PIECE = re.compile(r".{1,1000}[^ ]*", re.DOTALL)
+PIECES_AT_A_TIME = 2048
+
+
+class Edge(IntEnum):
+    """What begins with a piece of text. The higher, the better it parts two segments."""
+
+    NONE = 0
+    LINE = 1
+    DOCUMENT = 2
+
+
+def pack_text(
+    tokenizer: Tokenizer, lines: Iterable[tuple[str, bool]], max_seq_length: int, seed: int
+) -> Iterator[tuple[list[int], int]]:
+    """Packs lines, each given as its text and whether a document begins with it, into `[CLS] A [SEP] B [SEP]`.
+
+    Yields for each example its token ids, `max_seq_length` of them and in the last perhaps fewer, and the length of its
+    first segment. `pack` says what A and B are.
+    """
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    for first, second in pack(tokenize_lines(tokenizer, lines), max_seq_length - 3, seed):
+        yield [cls, *first, sep, *second, sep], len(first) + 2
+
+
+def tokenize_lines(tokenizer: Tokenizer, lines: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[int], Edge]]:
+    """Token ids of the lines, in order, a long line in several pieces. With each piece comes what begins with it."""
+    pieces = (
+        (piece, (Edge.DOCUMENT if begins_document else Edge.LINE) if number == 0 else Edge.NONE)
+        for text, begins_document in lines
+        for number, piece in enumerate(_PIECE.findall(text))
+    )
+    while batch := list(itertools.islice(pieces, PIECES_AT_A_TIME)):
+        encodings = tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+        for (_, edge), encoding in zip(batch, encodings, strict=True):
+            yield encoding.ids, edge
+
+
+def pack(
+    pieces: Iterable[tuple[list[int], Edge]], tokens_per_example: int, seed: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Cuts a stream of tokens into windows of `tokens_per_example`, at least 2, and each window into two segments.
+
+    `pieces` are token ids with what begins there. All tokens are used once and in order, across the edges of lines and
+    documents; the last window may be shorter, and a single token that is left over is dropped. The second segment
+    begins with a document; where none begins inside the window, with a line; where no line does, anywhere. Among
+    several such places one is drawn, from a generator keyed by `seed` and the number of the window.
+    """
+    tokens: list[int] = []
+    edges: dict[Edge, list[int]] = {Edge.DOCUMENT: [], Edge.LINE: []}  # where in `tokens` they are, ascending
+    numbers = itertools.count()
+
+    def window(start: int, end: int) -> tuple[list[int], list[int]]:
+        number = next(numbers)
+        document_edges, line_edges = (
+            places[bisect_right(places, start) : bisect_left(places, end)] for places in edges.values()
+        )
+        places = document_edges or line_edges or range(start + 1, end)
+        middle = places[np.random.default_rng([seed, number]).integers(len(places)) if len(places) > 1 else 0]
+        return tokens[start:middle], tokens[middle:end]
+
+    edge = Edge.NONE
+    for ids, begins in pieces:
+        edge = max(edge, begins)
+        if not ids:  # what begins here, begins with the next token
+            continue
+        if edge:
+            edges[edge].append(len(tokens))
+            edge = Edge.NONE
+        tokens += ids
+        start = 0
+        while len(tokens) - start >= tokens_per_example:
+            yield window(start, start + tokens_per_example)
+            start += tokens_per_example
+        if start:
+            del tokens[:start]
+            edges = {kind: [place - start for place in places if place > start] for kind, places in edges.items()}
+    if len(tokens) >= 2:
+        yield window(0, len(tokens))
