@@ -4,13 +4,14 @@ import contextlib
 import datetime
 import gzip
 import io
+import json
 import logging
 import logging.handlers
 import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -40,10 +41,11 @@ def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
         sys.exit(130)
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path, on_position: Callable[[int], None] | None = None) -> Iterator[tuple[int, str]]:
     """Yields `(line number from 1, line)` of a UTF-8 text file, unpacked where the name ends in `.gz`.
 
-    Only `\\n` ends a line; one `\\r` before it and a byte-order mark at the start are dropped.
+    Only `\\n` ends a line; one `\\r` before it and a byte-order mark at the start are dropped. For a progress bar,
+    `on_position` is called every 1,024 lines and at the end with the position in the file on disk, packed or not.
 
     Raises InputError for an empty file, invalid UTF-8, a NUL, a lone `\\r`, a line over 64 MiB, or a damaged `.gz`.
     """
@@ -51,9 +53,11 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} is a directory, a file is needed")
     number = 0
     try:
-        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+        with open(path, "rb") as on_disk, _unpacked(on_disk) if str(path).endswith(".gz") else on_disk as file:
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                if on_position and not number % 1024:
+                    on_position(on_disk.tell())
                 if len(raw) > MAX_LINE_BYTES:
                     raise InputError(f"{path} line {number}: longer than {MAX_LINE_BYTES} bytes")
                 if number == 1:
@@ -69,10 +73,61 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{path} line {number}: byte {error.start + 1} is not UTF-8; convert the file"
                     ) from None
+            if on_position:
+                on_position(on_disk.tell())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged after line {number}: {error}") from None
     if number == 0:
         raise InputError(f"{path} is empty")
+
+
+def read_json_lines(
+    path: str | Path, on_position: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yields `(line number from 1, object)` of a file with a JSON object a line; `on_position` as in `read_lines`.
+
+    Raises InputError as `read_lines` does, and for a line that is no JSON object or holds what no UTF-8 file can.
+    """
+    for number, line in read_lines(path, on_position):
+        try:
+            row = json.loads(line)
+            if "\\u" in line:  # an escape can name half a character
+                json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} line {number}: no JSON that can be used: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number}: {type(row).__name__} where a JSON object {{...}} is needed")
+        yield number, row
+
+
+def text_field(row: Mapping[str, object], name: str, default: str | None = None) -> str:
+    """The text under a name of a JSON object; `default`, where there is one, if it is missing or null.
+
+    Raises ValueError where it is missing, is no text, or holds a NUL.
+    """
+    if name not in row and default is None:
+        raise ValueError(f"'{name}' is missing")
+    value = default if row.get(name) is None else row[name]
+    if not isinstance(value, str):
+        raise ValueError(f"'{name}' is {type(value).__name__}, text is needed")
+    if "\0" in value:
+        raise ValueError(f"'{name}' holds a NUL, so it is no text")
+    return value
+
+
+def check_id(kind: str, value: str) -> str:
+    """The id of a `kind` of things ("document"), if it fits into a run's column.
+
+    Raises ValueError where it is empty or holds white space.
+    """
+    if value.split() != [value]:
+        raise ValueError(f"the {kind} id '{value}' is empty or holds white space")
+    return value
+
+
+def _unpacked(packed: IO[bytes]) -> IO[bytes]:
+    """Unpacks gzip through a buffer of its own: `GzipFile.readline` costs more than many a line's unpacking."""
+    return io.BufferedReader(gzip.GzipFile(fileobj=packed), 1 << 18)
 
 
 def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:

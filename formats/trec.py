@@ -1,6 +1,7 @@
-"""TREC runs (`query_id Q0 doc_id rank score run_name`) and judgements (`query_id 0 doc_id relevance`)."""
+"""TREC runs (`query_id Q0 doc_id rank score run_name`) and judgements (`query_id 0 doc_id relevance`, or BEIR's)."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from formats.scores import parse_score
 
 # What trec_eval takes as white space (isspace of the C locale); str.split would also part an id at a no-break space.
 _COLUMN = re.compile(r"[^ \t\v\f]+")
+# The line with which BEIR's judgements begin; theirs have these columns.
+_BEIR_HEADER = ["query-id", "corpus-id", "score"]
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
@@ -48,19 +51,22 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
     document that its query has already.
     """
     run: dict[str, dict[str, float]] = {}
-    line_of: dict[tuple[str, str], int] = {}
     for number, row in _run_rows(path):
-        first = line_of.setdefault(row[:2], number)
-        if first != number:
+        scores = run.setdefault(row.query_id, {})
+        if row.doc_id in scores:
+            first = next(first for first, earlier in _run_rows(path) if earlier[:2] == row[:2])
             raise InputError(
                 f"{path} line {number}: document {row.doc_id} of query {row.query_id} stands in line {first} already"
             )
-        run.setdefault(row.query_id, {})[row.doc_id] = row.score
+        # The queries of a run share documents: one string for each id, not one for each line.
+        scores[sys.intern(row.doc_id)] = row.score
     return run
 
 
 def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = None) -> dict[str, dict[str, int]]:
     """Reads `{query_id: {doc_id: relevance}}`. A judgement that is repeated with the same relevance is taken once.
+
+    A file whose first line is `query-id corpus-id score` is BEIR's and has these three columns.
 
     Where a document has two relevances the file contradicts itself. With `on_conflict` that is called with a message
     naming both lines and the higher relevance holds; without, it is an error.
@@ -146,11 +152,15 @@ def _run_rows(path: str | Path) -> Iterator[tuple[int, ScoredDoc]]:
 
 
 def _qrel_rows(path: str | Path) -> Iterator[tuple[int, Qrel]]:
+    names = ("query_id", "0", "doc_id", "relevance")
     for number, line in read_lines(path):
-        fields = _columns(path, number, line, ("query_id", "0", "doc_id", "relevance"))
-        if not _INTEGER.fullmatch(fields[3]):
-            raise InputError(f"{path} line {number}: relevance '{fields[3]}' is not an integer")
-        yield number, Qrel(fields[0], fields[2], int(fields[3]))
+        if number == 1 and _COLUMN.findall(line) == _BEIR_HEADER:
+            names = ("query-id", "corpus-id", "score")
+            continue
+        query_id, *_, doc_id, relevance = _columns(path, number, line, names)
+        if not _INTEGER.fullmatch(relevance):
+            raise InputError(f"{path} line {number}: relevance '{relevance}' is not an integer")
+        yield number, Qrel(query_id, doc_id, int(relevance))
 
 
 def _columns(path: str | Path, number: int, line: str, names: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,232 @@
+"""Where collections come from: MS MARCO files, BEIR folders, JSON lines, ir_datasets. All give the same rows."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from formats.documents import Document, read_documents
+from formats.files import InputError, check_id
+from formats.queries import add_query, read_queries
+from formats.trec import rank_documents, read_qrels, read_run
+
+IR_DATASETS = "ir_datasets:"
+
+
+class Collection(NamedTuple):
+    """Documents to stream, and in memory what belongs to them."""
+
+    documents: Callable[[], Iterator[Document]]  # each call streams all of them once, with a progress bar
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]] | None
+    candidates: dict[str, dict[str, float]] | None  # a run, best document first
+    place: str = "document"  # where the n-th document stands, but for the number: "docs.tsv line"
+
+
+def add_collection_arguments(
+    parser: argparse.ArgumentParser, *, queries: bool = True, qrels: bool = False, candidates: bool = False
+) -> None:
+    """Adds `--collection`, and of `--queries` (with `--split`), `--qrels` and `--candidates` what a script needs."""
+    parser.add_argument(
+        "--collection",
+        required=True,
+        help="a MS MARCO file of documents (tab-separated: docid, url, title, body), a BEIR folder (corpus.jsonl, "
+        "queries, qrels), a .jsonl corpus (_id, title, text), all .gz or not, or ir_datasets:ID",
+    )
+    if queries:
+        parser.add_argument(
+            "--queries",
+            type=Path,
+            help="query_id and text, tab-separated, or .jsonl (_id, text); default: those of the folder or dataset",
+        )
+        parser.add_argument(
+            "--split",
+            help="of a BEIR folder: which queries.SPLIT.tsv and qrels/SPLIT.tsv (or qrels.SPLIT.txt) to take; a "
+            "queries.jsonl of all splits is cut down to the queries that the split's qrels judge",
+        )
+    if qrels:
+        parser.add_argument(
+            "--qrels", type=Path, help="judgements, TREC's four columns or BEIR's; default: as with --queries"
+        )
+    if candidates:
+        parser.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
+
+
+def open_collection(args: argparse.Namespace) -> Collection:
+    """Opens what the flags of `add_collection_arguments` name; all but the documents is read here.
+
+    What the parser was not given flags for is left out: queries are then {}, qrels and candidates None. Qrels and
+    candidates are None also where neither a flag, the folder nor the dataset has them.
+
+    Raises InputError for what is missing, cannot be read, or is no file of its layout.
+    """
+    given = {name: path for name in ("queries", "qrels", "candidates") if (path := getattr(args, name, None))}
+    # What the collection itself has to bring, if it can.
+    own = {name for name in ("queries", "qrels", "candidates") if name in args and name not in given}
+    path, split = Path(args.collection), getattr(args, "split", None)
+    is_dataset = args.collection.startswith(IR_DATASETS)
+    if not is_dataset and not path.exists():
+        raise InputError(f"--collection: there is no file or folder {path}")
+    if split is not None and (is_dataset or not path.is_dir()):
+        raise InputError(f"--split: {args.collection} is no BEIR folder, and only these have splits")
+    if is_dataset:
+        collection = _open_ir_datasets(args.collection, own)
+    elif path.is_dir():
+        collection = _open_folder(path, split, own)
+    else:
+        collection = _open_file(path)
+    if "queries" in own and not collection.queries:
+        raise InputError(f"--queries: {args.collection} comes without queries; name a file of them")
+    readers = {"queries": read_queries, "qrels": _read_qrels, "candidates": _read_candidates}
+    return collection._replace(**{name: readers[name](path) for name, path in given.items()})
+
+
+def needed_documents(collection: Collection, doc_ids: Iterable[str]) -> dict[str, Document]:
+    """Those of `doc_ids` that the collection has, found in one pass over all of it. Only they are kept in memory.
+
+    Raises InputError where an id that is needed occurs twice, naming both places.
+    """
+    needed = set(doc_ids)
+    found: dict[str, Document] = {}
+    for number, document in enumerate(collection.documents(), start=1):
+        if document.doc_id in needed:
+            if document.doc_id in found:
+                raise InputError(f"{collection.place} {number}: document {document.doc_id} was there before")
+            found[document.doc_id] = document
+    return found
+
+
+def _open_file(path: Path) -> Collection:
+    """A file of documents, which comes alone."""
+    return Collection(lambda: _stream_file(path), {}, None, None, f"{path} line")
+
+
+def _stream_file(path: Path) -> Iterator[Document]:
+    size = os.path.getsize(path)
+    with tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress:
+        yield from read_documents(path, lambda position: progress.update(position - progress.n))
+
+
+def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
+    """A BEIR folder: its corpus, and where `own` has them its queries and qrels, those of a split or of all."""
+    corpus = _first_of(folder, "corpus.jsonl")
+    if corpus is None:
+        raise InputError(f"--collection: {folder} holds no corpus.jsonl or corpus.jsonl.gz, so it is no BEIR folder")
+    queries_file = _first_of(folder, "queries.jsonl", "queries.tsv")
+    qrels_file = _first_of(folder, "qrels.txt", "qrels.tsv")
+    if split is not None:
+        of_split = _first_of(folder, f"queries.{split}.tsv", f"queries.{split}.jsonl")
+        qrels_file = _first_of(folder, f"qrels/{split}.tsv", f"qrels.{split}.txt", f"qrels.{split}.tsv")
+        if of_split is None and qrels_file is None:
+            raise InputError(f"--split: {folder} has no split '{split}'{_splits_there(folder)}")
+        queries_file = of_split or queries_file
+    if "queries" in own and queries_file is None:
+        raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
+    # Queries of all splits in one file: those of this split are the ones that it judges.
+    judged_only = "queries" in own and split is not None and of_split is None
+    qrels = _read_qrels(qrels_file) if qrels_file and ("qrels" in own or judged_only) else None
+    queries = read_queries(queries_file) if "queries" in own else {}
+    if judged_only:
+        queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    return _open_file(corpus)._replace(queries=queries, qrels=qrels if "qrels" in own else None)
+
+
+def _first_of(folder: Path, *names: str) -> Path | None:
+    """The first file of a folder that is there, packed or not."""
+    paths = (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _splits_there(folder: Path) -> str:
+    """What to add to an error, where the folder has splits: which."""
+    files = [*folder.glob("queries.*.*"), *folder.glob("qrels.*.*"), *folder.glob("qrels/*.tsv*")]
+    names = (path.name.removesuffix(".gz").rpartition(".")[0].rpartition(".")[2] for path in files)
+    splits = sorted({name for name in names if name not in ("queries", "qrels", "")})
+    return f"; pass --split with one of: {', '.join(splits)}" if splits else ""
+
+
+def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Judgements; where some contradict each other the higher relevance holds, and a note says so."""
+    conflicts: list[str] = []
+    qrels = read_qrels(path, on_conflict=conflicts.append)
+    if conflicts:
+        print(
+            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
+            file=sys.stderr,
+        )
+    return qrels
+
+
+def _read_candidates(path: Path) -> dict[str, dict[str, float]]:
+    return {query_id: dict(rank_documents(scores)) for query_id, scores in read_run(path).items()}
+
+
+def _open_ir_datasets(name: str, own: set[str]) -> Collection:
+    """A dataset of ir_datasets (MacAvaney et al., SIGIR 2021), which downloads what it lacks of what is asked for."""
+    import ir_datasets  # here, since it makes a directory of its own and most collections do without
+
+    dataset_id = name.removeprefix(IR_DATASETS)
+    try:
+        dataset = ir_datasets.load(dataset_id)
+    except KeyError:
+        raise InputError(
+            f"--collection: ir_datasets knows no '{dataset_id}'; https://ir-datasets.com lists all"
+        ) from None
+    if not dataset.has_docs():
+        raise InputError(f"--collection: {name} has no documents")
+
+    def documents() -> Iterator[Document]:
+        with (
+            tqdm(desc=f"reading {dataset_id}", unit=" documents", disable=None) as progress,
+            _one_line_errors(name),
+        ):
+            for row in dataset.docs_iter():
+                yield Document(check_id("document", row.doc_id), *_title_and_body(row))
+                progress.update()
+
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] | None = None
+    candidates: dict[str, dict[str, float]] | None = None
+    with _one_line_errors(name):
+        if "queries" in own and dataset.has_queries():
+            for row in dataset.queries_iter():
+                add_query(queries, row.query_id, row.text if hasattr(row, "text") else row.default_text())
+        if "qrels" in own and dataset.has_qrels():
+            qrels = {}
+            for row in dataset.qrels_iter():
+                grades = qrels.setdefault(row.query_id, {})
+                grades[row.doc_id] = max(row.relevance, grades.get(row.doc_id, row.relevance))
+        if "candidates" in own and dataset.has_scoreddocs():
+            candidates = {}
+            for row in dataset.scoreddocs_iter():
+                candidates.setdefault(row.query_id, {})[row.doc_id] = row.score
+            candidates = {query_id: dict(rank_documents(scores)) for query_id, scores in candidates.items()}
+    return Collection(documents, queries, qrels, candidates, f"{name} document")
+
+
+def _title_and_body(row: Any) -> tuple[str, str]:
+    """Of a document of ir_datasets. Every dataset has fields of its own; all have a `default_text()`."""
+    for field in ("body", "text", "abstract"):
+        if isinstance(body := getattr(row, field, None), str):
+            title = getattr(row, "title", None)
+            return title if isinstance(title, str) else "", body
+    return "", row.default_text()
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside, from the network to a checksum, becomes an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be read: {type(error).__name__}: {error}. It is downloaded where it is used first: is this "
+            "machine online?"
+        ) from error

@@ -1,0 +1,50 @@
+"""Queries: `query_id, text`, tab-separated, or BEIR's JSON lines, one query a line, `.gz` by suffix."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from formats.documents import is_json_lines
+from formats.files import InputError, check_id, read_json_lines, read_lines, text_field
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """Reads `{query_id: text}`, in order. A name that ends in `.jsonl` or `.jsonl.gz` holds objects: `_id`, `text`.
+
+    Raises InputError, naming file and line, for a wrong number of columns, what is no such object, an id that is empty
+    or holds white space, an empty text, or an id that another line has already.
+    """
+    queries: dict[str, str] = {}
+    for number, query_id, text in _rows(path):
+        try:
+            add_query(queries, query_id, text)
+        except ValueError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+    return queries
+
+
+def add_query(queries: dict[str, str], query_id: str, text: str) -> None:
+    """Adds one of a collection's queries to the others.
+
+    Raises ValueError for an id that is empty, holds white space or is there already, and for an empty text.
+    """
+    if check_id("query", query_id) in queries:
+        raise ValueError(f"query {query_id} was there before")
+    if not text.strip():
+        raise ValueError(f"the text of query {query_id} is empty")
+    queries[query_id] = text
+
+
+def _rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
+    if is_json_lines(path):
+        for number, row in read_json_lines(path):
+            try:
+                fields = text_field(row, "_id"), text_field(row, "text")
+            except ValueError as error:
+                raise InputError(f"{path} line {number}: {error}") from None
+            yield number, *fields
+        return
+    for number, line in read_lines(path):
+        fields = line.split("\t")
+        if len(fields) != 2:
+            raise InputError(f"{path} line {number}: {len(fields)} columns where 2 are needed (query_id, text)")
+        yield number, *fields
