@@ -39,10 +39,10 @@ def read_documents(path: str | Path, on_position: Callable[[int], None] | None =
             yield document
         return
     for number, line in read_lines(path, on_position):
-        fields = line.split("\t")
-        if len(fields) != 4:
-            names = "docid, url, title, body"
-            raise InputError(f"{path} line {number}: {len(fields)} columns where 4 are needed ({names})")
+        fields = line.split("\t", 3)  # a search beyond the third tab, by `in`, is ten times faster than a split
+        if len(fields) != 4 or "\t" in fields[3]:
+            columns = line.count("\t") + 1
+            raise InputError(f"{path} line {number}: {columns} columns where 4 are needed (docid, url, title, body)")
         try:
             check_id("document", fields[0])
         except ValueError as error:
