@@ -1,5 +1,9 @@
 """Documents cut into overlapping passages, as BERT-MaxP does (Dai and Callan 2019: 150 words, every 75)."""
 
+import argparse
+
+from formats.files import InputError
+
 WINDOW = 150
 STRIDE = 75
 
@@ -10,7 +14,8 @@ def passage_spans(
     """Where the passages of a text of `num_words` words begin and end: `[(first word, one past the last), ...]`.
 
     A passage begins every `stride` words and has `window` words, the last one perhaps fewer: it reaches the text's end,
-    and holds words that no other holds. With `max_passages` only the first so many are kept.
+    and holds words that no other holds. With `max_passages`, of more passages than that the last one stays and the
+    first ones before it: so the last always reaches the end, and `max_passages=1` leaves it alone.
 
     Raises ValueError where words would fall between two passages (stride > window), or for a number below 1.
     """
@@ -22,7 +27,8 @@ def passage_spans(
         return []
     # One passage, and one more for each stride, or part of it, that lies beyond the first window.
     count = 1 + max(0, -(-(num_words - window) // stride))
-    starts = [stride * number for number in range(count)][:max_passages]
+    kept = count if max_passages is None else min(count, max_passages)
+    starts = [stride * number for number in (*range(kept - 1), count - 1)]
     return [(start, min(start + window, num_words)) for start in starts]
 
 
@@ -36,3 +42,28 @@ def split_into_passages(
     title_words, body_words = title.split(), body.split()
     spans = passage_spans(len(body_words), window, stride, max_passages)
     return [" ".join(title_words + body_words[start:end]) for start, end in spans]
+
+
+def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--window`, `--stride` and `--max_passages`."""
+    parser.add_argument("--window", type=int, default=WINDOW, help=f"words in a passage (default {WINDOW})")
+    parser.add_argument(
+        "--stride", type=int, default=STRIDE, help=f"words from one passage's begin to the next's (default {STRIDE})"
+    )
+    parser.add_argument(
+        "--max_passages",
+        type=int,
+        help="most passages of a document: of a longer one the last, and the first before it (default: all)",
+    )
+
+
+def check_passage_arguments(args: argparse.Namespace) -> None:
+    """Raises InputError where `passage_spans` could not work with the arguments."""
+    if args.window < 1:
+        raise InputError(f"--window: {args.window} is below 1")
+    if not 1 <= args.stride <= args.window:
+        raise InputError(
+            f"--stride: {args.stride} needs to be from 1 to --window, {args.window}, or words would be lost"
+        )
+    if args.max_passages is not None and args.max_passages < 1:
+        raise InputError(f"--max_passages: {args.max_passages} is below 1")

@@ -18,6 +18,20 @@ class Pair(NamedTuple):
     label: int = NO_LABEL
 
 
+def make_example_id(query_id: str, doc_id: str, passage_number: int) -> str:
+    """The id of a document's passage for a query, `query_id#doc_id_passage-N`, N from 0.
+
+    Raises InputError where it would be split into other ids: for a `#` in the query's, or white space in either.
+    """
+    example_id = f"{query_id}#{doc_id}_passage-{passage_number}"
+    if not query_id or not doc_id or "#" in query_id or example_id.split() != [example_id]:
+        raise InputError(
+            f"query id '{query_id}' and document id '{doc_id}': neither may be empty or hold white space, "
+            "nor the first a '#', at which the ids of pairs are split; rename it in the files"
+        )
+    return example_id
+
+
 def split_example_id(example_id: str) -> tuple[str, str]:
     """Splits `query_id#passage_id` at the first `#`.
 

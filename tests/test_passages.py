@@ -18,9 +18,23 @@ def test_no_passage_more_than_needed():
     assert split_into_passages("T", "a", window=4, stride=2) == ["T a"]
 
 
-def test_cap_keeps_the_first():
-    assert split_into_passages("T", "a b c d e f g", window=4, stride=2, max_passages=2) == ["T a b c d", "T c d e f"]
+def test_cap_keeps_the_first_and_the_last():
+    body = "a b c d e f g h i"
+    assert len(split_into_passages("T", body, window=4, stride=2)) == 4
+    capped = split_into_passages("T", body, window=4, stride=2, max_passages=3)
+    assert capped == ["T a b c d", "T c d e f", "T g h i"]
+    assert split_into_passages("T", body, window=4, stride=2, max_passages=2) == ["T a b c d", "T g h i"]
+    assert split_into_passages("T", body, window=4, stride=2, max_passages=1) == ["T g h i"]
     assert split_into_passages("T", "a b", window=4, stride=2, max_passages=2) == ["T a b"]
+
+
+@pytest.mark.parametrize(("window", "stride"), [(5, 5), (7, 3)])
+def test_cap_takes_away_the_ones_before_the_last(window, stride):
+    for num_words in range(30):
+        every = passage_spans(num_words, window, stride)
+        for cap in range(1, 12):
+            capped = passage_spans(num_words, window, stride, cap)
+            assert capped == (every if len(every) <= cap else every[: cap - 1] + every[-1:])
 
 
 def test_title_alone_is_no_passage():

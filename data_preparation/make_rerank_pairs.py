@@ -1,0 +1,101 @@
+"""A collection and candidates in, pairs to re-rank out."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_preparation.needed import read_needed
+from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
+from data_preparation.reports import refuse_with_report, write_report
+from data_preparation.sources import add_collection_arguments, open_collection
+from formats.files import InputError, report, run_script
+from formats.pairs import Pair, make_example_id, write_pairs
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Makes a pair of every passage of each query's best candidates.
+
+  python data_preparation/make_rerank_pairs.py --collection msmarco/msmarco-docs.tsv.gz \\
+      --queries msmarco/msmarco-docdev-queries.tsv --candidates msmarco/msmarco-docdev-top100 \\
+      --output_pairs_file msmarco/dev_pairs.tsv.gz
+
+In:  a collection, queries, and a run with the candidates of each query.
+Out: pairs, tab-separated: query_id#doc_id_passage-N, query, passage (the title, and words of the body), in the run's
+     order of queries and ranks; figures in OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
+A passage has --window words and begins every --stride; the last one reaches the document's end. Documents without a
+body, and candidates that the collection lacks, are left out and counted.""",
+    )
+    add_collection_arguments(parser, candidates=True)
+    parser.add_argument("--depth", type=int, default=100, help="best candidates of each query to take (default 100)")
+    add_passage_arguments(parser)
+    parser.add_argument("--output_pairs_file", type=Path, required=True, help="the pairs to write, packed if .gz")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
+    args = parser.parse_args()
+    if args.depth < 1:
+        raise InputError(f"--depth: {args.depth} is below 1")
+    check_passage_arguments(args)
+    inputs = [path for path in (args.collection, args.queries, args.candidates) if path]
+    refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.monotonic()
+    collection = open_collection(args)
+    if not collection.candidates:
+        raise InputError(f"--candidates: {args.collection} comes without candidates; name a run")
+    ranked = {query_id: list(islice(scores, args.depth)) for query_id, scores in collection.candidates.items()}
+    for query_id in ranked:
+        if query_id not in collection.queries:
+            raise InputError(f"--queries: query {query_id} of the candidates is not among them; give all their texts")
+    needed = read_needed(collection, {doc_id for doc_ids in ranked.values() for doc_id in doc_ids}, "--candidates")
+
+    def pairs() -> Iterator[Pair]:
+        for query_id, doc_ids in tqdm(ranked.items(), desc="writing pairs", unit=" queries", disable=None):
+            for doc_id in doc_ids:
+                if document := needed.documents.get(doc_id):
+                    passages = split_into_passages(
+                        document.title, document.body, args.window, args.stride, args.max_passages
+                    )
+                    for number, passage in enumerate(passages):
+                        yield Pair(make_example_id(query_id, doc_id, number), collection.queries[query_id], passage)
+
+    passages = write_pairs(args.output_pairs_file, pairs())
+    candidates = [doc_id for doc_ids in ranked.values() for doc_id in doc_ids]
+    dropped = needed.dropped(candidates)
+    seconds = time.monotonic() - start
+    write_report(
+        args.output_pairs_file,
+        {
+            "settings": vars(args),
+            "queries": len(ranked),
+            "queries_without_passages": sum(needed.documents.keys().isdisjoint(doc_ids) for doc_ids in ranked.values()),
+            "candidates": len(candidates),
+            "candidates_dropped": dropped,
+            **needed.figures(),
+            "passages": passages,
+            "seconds": round(seconds, 1),
+            "passages_per_second": round(passages / seconds),
+        },
+    )
+    report(
+        f"wrote {args.output_pairs_file}: {passages} passages of {len(needed.documents)} documents for {len(ranked)} "
+        f"queries; of {len(candidates)} candidates dropped {dropped['document missing']} that the collection lacks and "
+        f"{dropped['document empty']} without a body; {seconds:.1f} s, {passages / seconds:.0f} passages/s",
+        args.output_pairs_file,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,28 @@
+"""What stands beside the output of a script: the figures that it ends with, `OUTPUT.report.json`."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from formats.files import refuse_existing, write_whole
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """`OUTPUT` with a suffix more."""
+    return output.with_name(output.name + suffix)
+
+
+def refuse_with_report(
+    output: Path, flag: str, overwrite: bool, inputs: Iterable[str | Path], suffixes: Iterable[str] = (".report.json",)
+) -> None:
+    """Raises InputError, as `refuse_existing` does, for an output or what is going to stand beside it."""
+    inputs = list(inputs)
+    refuse_existing(output, flag, overwrite, inputs)
+    for suffix in suffixes:
+        refuse_existing(beside(output, suffix), flag, overwrite, inputs)
+
+
+def write_report(output: Path, figures: Mapping) -> None:
+    """Writes `figures` to `OUTPUT.report.json`; what JSON does not know, such as a path, as text."""
+    with write_whole(beside(output, ".report.json")) as file:
+        file.write(json.dumps(figures, indent=2, default=str) + "\n")
