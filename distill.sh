@@ -6,8 +6,17 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 # --- method
-# simplified: attention + hidden states + soft + hard labels; standard: soft and hard labels; hard: hard labels alone
+# simplified: attention + hidden states + soft + hard labels, the paper's; standard: soft and hard labels; tinybert: two
+# steps, intermediate (attention + hidden states), then prediction (soft labels); hard: hard labels alone, no teacher.
+# intermediate and prediction alone as well
 distill_model_type=${distill_model_type:-simplified}
+att_weight=${att_weight:-}                  # weights of the terms: attention scores, hidden states, soft labels, hard
+rep_weight=${rep_weight:-}                  # labels. empty: as the method has them. An ablation is a method with one of
+soft_weight=${soft_weight:-}                # them at 0: hard_weight=0
+hard_weight=${hard_weight:-}
+layer_map=${layer_map:-}                    # teacher layers that the student's learn from: 4,8,12. empty: evenly
+ignore_padding=${ignore_padding:-no}        # yes: attention and hidden states of real tokens alone, not as published
+teacher_check=${teacher_check:-yes}         # no: also a teacher that cannot rank the pairs may teach
 teacher_dropout=${teacher_dropout:-no}      # yes: the teacher's dropout stays on, as in the published training
 alpha=${alpha:-0.5}                         # standard only: weight of the soft labels, the rest is for the hard ones
 temperature=${temperature:-1}               # above 1 softens the teacher's probabilities
@@ -15,6 +24,7 @@ pooled_activation=${pooled_activation:-}    # before the classifier. empty: as t
 
 # --- files. Give a collection of your own a name, and say where its pairs and models are.
 collection=${collection:-python_docs}       # python_docs is the bundled example, which builds itself
+set_name=${set_name:-train}                 # general: train_pairs is plain text, for intermediate: general distillation
 train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
 teacher_model=${teacher_model:-models/$collection/teacher}
 general_student_model=${general_student_model:-models/$collection/general_student}
@@ -30,6 +40,8 @@ max_seq_length=${max_seq_length:-128}       # tokens of query and passage; the p
 train_batch_size=${train_batch_size:-8}     # examples per update; the paper has 64. 8 is for the example's 1,900 pairs
 learning_rate=${learning_rate:-1e-4}        # the highest; the paper has 5e-5, for far more updates
 num_train_epochs=${num_train_epochs:-1}     # passes over the pairs; the paper has 2
+intermediate_learning_rate=${intermediate_learning_rate:-$learning_rate}       # of tinybert's first step
+intermediate_num_train_epochs=${intermediate_num_train_epochs:-$num_train_epochs}
 warmup_proportion=${warmup_proportion:-0.1} # share of the updates in which the learning rate rises
 weight_decay=${weight_decay:-0.01}          # none on biases and LayerNorm
 gradient_accumulation_steps=${gradient_accumulation_steps:-1}  # parts of a batch, to save memory
@@ -50,20 +62,29 @@ fail() {
     exit 2
 }
 case $distill_model_type in
-    simplified | standard | hard) ;;
-    *) fail "distill_model_type=$distill_model_type is none of simplified, standard, hard" ;;
+    simplified | standard | tinybert | intermediate | prediction | hard) ;;
+    *) fail "distill_model_type=$distill_model_type is none of simplified, standard, tinybert, intermediate," \
+        "prediction, hard" ;;
 esac
-for name in overwrite do_lower_case teacher_dropout fp16; do
+case $set_name:$distill_model_type in
+    train:* | general:intermediate) ;;
+    general:*) fail "set_name=general has no labels and no queries; it goes with distill_model_type=intermediate" ;;
+    *) fail "set_name=$set_name is neither train nor general" ;;
+esac
+for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding fp16; do
     case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
 earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)
 if [[ $overwrite == no && -n $earlier ]]; then
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
 fi
+model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
 if [[ $collection != python_docs ]]; then
     [[ -r $train_pairs || -r $features_file ]] || fail "train_pairs=$train_pairs is not there"
-    [[ -d $general_student_model ]] || fail "general_student_model=$general_student_model is not there"
-    [[ $distill_model_type == hard || -d $teacher_model ]] || fail "teacher_model=$teacher_model is not there"
+    for name in general_student_model teacher_model; do
+        [[ -d ${!name} || ${!name} =~ $model_id || $name:$distill_model_type == teacher_model:hard ]] ||
+            fail "$name=${!name} is not there"
+    done
 fi
 if [[ $fp16 == auto ]]; then
     fp16=no
@@ -83,33 +104,70 @@ fi
 case_flag=--do_lower_case case_name=
 [[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case case_name=.cased
 tokenize() {
-    "$python" tokenize_to_features.py --set_name train --raw_data_file "$train_pairs" \
+    "$python" tokenize_to_features.py --set_name "$set_name" --raw_data_file "$train_pairs" \
         --output_features_file "$features_file" --bert_model_dir "$general_student_model" \
         --max_seq_length "$max_seq_length" "$case_flag" "$@"
 }
 if [[ -z $features_file ]]; then
     features_file=${train_pairs%.gz}
-    features_file=${features_file%.tsv}.$max_seq_length$case_name.features
+    features_file=${features_file%.t[sx][vt]}.$max_seq_length$case_name.features
     [[ $features_file -nt $train_pairs ]] || tokenize --overwrite
 elif [[ ! -e $features_file ]]; then
     tokenize
 fi
 
-flags=()
-[[ $distill_model_type == hard ]] || flags+=(--teacher_model "$teacher_model")
-[[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
-[[ $teacher_dropout != yes ]] || flags+=(--teacher_dropout)
-[[ $fp16 != yes ]] || flags+=(--fp16)
-[[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
-[[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
-[[ $overwrite != yes ]] || flags+=(--overwrite)
-"$python" distill.py --distill_model "$distill_model_type" --features_file "$features_file" \
-    --general_student_model "$general_student_model" --output_student_dir "$output_student_dir" \
-    --alpha "$alpha" --temperature "$temperature" --max_seq_length "$max_seq_length" "$case_flag" \
-    --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" --num_train_epochs "$num_train_epochs" \
-    --warmup_proportion "$warmup_proportion" --weight_decay "$weight_decay" \
-    --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" --device "$device" \
-    --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" ${flags[@]+"${flags[@]}"}
+# Distils by a method from a student into an output directory; more flags may follow.
+distil() {
+    local method=$1 flags=()
+    if [[ $method != hard ]]; then
+        flags+=(--teacher_model "$teacher_model")
+        [[ $teacher_dropout == no ]] || flags+=(--teacher_dropout)
+        [[ $teacher_check == yes ]] || flags+=(--no_teacher_check)
+    fi
+    if [[ $method == simplified || $method == intermediate ]]; then
+        [[ -z $layer_map ]] || flags+=(--layer_map "$layer_map")
+        [[ $ignore_padding == no ]] || flags+=(--ignore_padding)
+    fi
+    [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
+    [[ $fp16 == no ]] || flags+=(--fp16)
+    [[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
+    [[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
+    [[ $overwrite == no ]] || flags+=(--overwrite)
+    "$python" distill.py --distill_model "$method" --features_file "$features_file" \
+        --general_student_model "$2" --output_student_dir "$3" \
+        --alpha "$alpha" --temperature "$temperature" --max_seq_length "$max_seq_length" "$case_flag" \
+        --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" \
+        --num_train_epochs "$num_train_epochs" --warmup_proportion "$warmup_proportion" \
+        --weight_decay "$weight_decay" --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" \
+        --device "$device" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
+        ${flags[@]+"${flags[@]}"} "${@:4}"
+}
+if [[ $distill_model_type == tinybert ]]; then
+    intermediate_dir=${output_student_dir}_intermediate
+    if [[ $overwrite == yes || ! -e $intermediate_dir/config.json ]]; then
+        weights=()
+        for term in att rep; do
+            name=${term}_weight
+            [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
+        done
+        distil intermediate "$general_student_model" "$intermediate_dir" ${weights[@]+"${weights[@]}"} \
+            --learning_rate "$intermediate_learning_rate" --num_train_epochs "$intermediate_num_train_epochs"
+    else
+        echo "The first step is done: $intermediate_dir"
+    fi
+    distil prediction "$intermediate_dir" "$output_student_dir"
+else
+    weights=()
+    for name in att_weight rep_weight soft_weight hard_weight; do
+        [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
+    done
+    distil "$distill_model_type" "$general_student_model" "$output_student_dir" ${weights[@]+"${weights[@]}"}
+fi
+if [[ $distill_model_type == intermediate ]]; then
+    echo "The student is in $output_student_dir. It is no ranker yet; distil it further:"
+    echo "    general_student_model=${output_student_dir@Q} bash distill.sh"
+    exit
+fi
 
 # What reranker.sh cannot know by itself.
 settings=()

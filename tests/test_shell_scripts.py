@@ -131,8 +131,12 @@ def test_a_path_that_is_not_there_is_named_at_once(variables: dict[str, str], va
 
 
 @pytest.mark.parametrize(
-    "variable", ["distill_model_type=simplifed", "overwrite=true", "fp16=1", "teacher_dropout=on", "do_lower_case=0"]
-)
+    "variable",
+    [
+        "distill_model_type=simplifed", "overwrite=true", "fp16=1", "teacher_dropout=on", "do_lower_case=0",
+        "teacher_check=off", "ignore_padding=1", "set_name=test", "set_name=general",
+    ],
+)  # fmt: skip
 def test_a_mistaken_variable_is_named_at_once(variables: dict[str, str], variable: str) -> None:
     name, value = variable.split("=")
     done = bash("distill.sh", variables, **{name: value})
@@ -141,7 +145,7 @@ def test_a_mistaken_variable_is_named_at_once(variables: dict[str, str], variabl
     assert variable in line
 
 
-@pytest.mark.parametrize("distill_model_type", ["standard", "hard"])
+@pytest.mark.parametrize("distill_model_type", ["standard", "prediction", "hard"])
 def test_one_variable_chooses_the_method(variables: dict[str, str], tmp_path: Path, distill_model_type: str) -> None:
     done = bash(
         "distill.sh",
@@ -152,3 +156,55 @@ def test_one_variable_chooses_the_method(variables: dict[str, str], tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert f"distill_model={distill_model_type}" in (tmp_path / "student" / "distill.log").read_text()
+
+
+def log_of(directory: Path) -> str:
+    return (directory / "distill.log").read_text()
+
+
+def test_tinybert_is_two_steps_and_goes_on_with_the_second(variables: dict[str, str], tmp_path: Path) -> None:
+    own = variables | {
+        "distill_model_type": "tinybert", "output_student_dir": f"{tmp_path}/student", "learning_rate": "2e-3",
+        "intermediate_learning_rate": "1e-3", "intermediate_num_train_epochs": "3", "rep_weight": "0.5",
+        "layer_map": "1,3,5", "ignore_padding": "yes",
+    }  # fmt: skip
+    done = bash("distill.sh", own)
+    assert done.returncode == 0, done.stderr
+    first, second = log_of(tmp_path / "student_intermediate"), log_of(tmp_path / "student")
+    for setting in ("distill_model=intermediate", "learning_rate=0.001", "num_train_epochs=3", "rep_weight=0.5",
+                    "soft_weight=0.0", "layer_map=1,3,5", "ignore_padding=True"):  # fmt: skip
+        assert setting in first
+    for setting in ("distill_model=prediction", "learning_rate=0.002", "num_train_epochs=1", "rep_weight=0.0",
+                    "soft_weight=1.0", f"general_student_model={tmp_path}/student_intermediate"):  # fmt: skip
+        assert setting in second
+    assert f"student_model='{tmp_path}/student' max_seq_length=19 bash reranker.sh" in done.stdout
+
+    before = (tmp_path / "student" / "model.safetensors").read_bytes()
+    for name in ("config.json", "model.safetensors"):  # as if it had stopped in between
+        (tmp_path / "student" / name).unlink()
+    done = bash("distill.sh", own)
+    assert done.returncode == 0, done.stderr
+    assert "The first step is done" in done.stdout
+    assert log_of(tmp_path / "student_intermediate") == first
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == before
+
+
+def test_general_distillation_then_a_method_with_another_weight(variables: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on a mat .\na dog ran fast\n\nwhat is deep neural ranker\n" * 9)
+    own = variables | {
+        "set_name": "general",
+        "train_pairs": f"{tmp_path}/text.txt",
+        "distill_model_type": "intermediate",
+    }
+    done = bash("distill.sh", own, output_student_dir=f"{tmp_path}/general")
+    assert done.returncode == 0, done.stderr
+    assert f"general_student_model='{tmp_path}/general' bash distill.sh" in done.stdout
+    assert read_header(tmp_path / "text.19.features").set_name == "general"
+    done = bash(
+        "distill.sh", variables, general_student_model=f"{tmp_path}/general", hard_weight="0", teacher_check="no",
+        output_student_dir=f"{tmp_path}/student",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    log = log_of(tmp_path / "student")
+    assert "hard_weight=0.0" in log and "soft_weight=1.0" in log and "no_teacher_check=True" in log
+    assert "fit_dense not found" not in log
