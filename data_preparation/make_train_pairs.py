@@ -118,6 +118,10 @@ def main() -> None:
     # At MS MARCO's size the candidates are gigabytes, which the documents need.
     collection = collection._replace(qrels=None, candidates=None)
     needed = read_needed(collection, needed_by(drawn), "--qrels and --candidates")
+    relevant = [doc_id for documents in drawn.values() for doc_id in documents.relevant]
+    negative = [doc_id for documents in drawn.values() for doc_id in documents.negative]
+    if needed.documents.keys().isdisjoint(relevant):
+        raise InputError(f"--qrels: none of their relevant documents, such as {relevant[0]}, is in the collection")
 
     def split(doc_id: str) -> list[str]:
         document = needed.documents.get(doc_id)
@@ -145,8 +149,6 @@ def main() -> None:
     if args.output_positives_file:
         write_pairs(args.output_positives_file, (pair._replace(label=NO_LABEL) for pair in positives()))
 
-    relevant = [doc_id for documents in drawn.values() for doc_id in documents.relevant]
-    negative = [doc_id for documents in drawn.values() for doc_id in documents.negative]
     dropped = {"relevant": needed.dropped(relevant), "negative": needed.dropped(negative)}
     seconds = time.monotonic() - start
     write_report(

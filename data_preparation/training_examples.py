@@ -1,10 +1,11 @@
-"""Which documents, and which of their passages, a ranker is trained with. Every draw is seeded by the ids it is for."""
+"""Which documents, and which of their passages, a ranker is trained with. A draw is seeded by the ids it is for."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from formats.pairs import Pair, make_example_id
+from formats.scores import split_passage_id
 
 
 class Drawn(NamedTuple):
@@ -92,3 +93,19 @@ def negative_pairs(
         if passages := split(doc_id):
             number = random.Random(f"{seed} {query_id} {doc_id}").randrange(len(passages))
             yield Pair(make_example_id(query_id, doc_id, number), query, passages[number], 0)
+
+
+def choose_positives(
+    scores: Mapping[str, float], threshold: float, best: int | None = None, keep_best: bool = False
+) -> list[str]:
+    """Of the passages of one relevant document, `{passage_id: teacher's score}`, those that may stay positives.
+
+    They are among the `best` ones and score `threshold` or more; with `keep_best` the best one stays in any case. The
+    best comes first; of equal scores the lower passage number.
+    """
+    ranked = sorted(scores, key=lambda passage_id: (-scores[passage_id], split_passage_id(passage_id)[1]))
+    return [
+        passage_id
+        for rank, passage_id in enumerate(ranked[:best])
+        if scores[passage_id] >= threshold or (keep_best and rank == 0)
+    ]

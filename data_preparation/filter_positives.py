@@ -1,0 +1,189 @@
+"""Labelled pairs and the teacher's scores of the positives in, labelled pairs with the better positives out."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_preparation.histogram import write_score_histogram
+from data_preparation.reports import beside, refuse_with_report, write_report
+from data_preparation.training_examples import choose_positives
+from formats.files import InputError, report, run_script
+from formats.pairs import Pair, read_pairs, split_example_id, write_pairs
+from formats.scores import read_scores, split_passage_id
+
+# A relevant document is one of a query: (query_id, doc_id).
+RelevantDocument = tuple[str, str]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Drops positives that the teacher does not find relevant.
+
+  python data_preparation/filter_positives.py --pairs_file train_pairs.tsv.gz --scores_file positives_scores.tsv \\
+      --output_pairs_file filtered_pairs.tsv.gz
+
+In:  the pairs of make_train_pairs.py, and scores of rerank.py for all their positives.
+Out: the pairs without the positives that are dropped; a picture of the scores in OUTPUT_PAIRS_FILE.png, figures in
+     OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
+Every passage of a relevant document bears the document's label, but few hold what was asked for. Of each query and
+relevant document those stay that are both among the --best and at --threshold or above; of equal scores the lower
+passage number is better. A document may so lose all, and a query too: its negatives stay, as they are no more relevant
+than before, and are counted.""",
+    )
+    parser.add_argument("--pairs_file", type=Path, required=True, help="labelled pairs")
+    parser.add_argument("--scores_file", type=Path, required=True, help="query_id, passage_id, score of each positive")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score, a probability; 0 for any (default 0.5)"
+    )
+    parser.add_argument(
+        "--best",
+        type=int,
+        default=1,
+        help="most positives of a document; 0 for any number. The default is 1, as MaxP ranks a document by its best "
+        "passage alone: no other needs to look relevant",
+    )
+    parser.add_argument(
+        "--keep_best", action="store_true", help="keep the best passage of each document, also below --threshold"
+    )
+    parser.add_argument("--output_pairs_file", type=Path, required=True, help="the pairs to write, packed if .gz")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
+    args = parser.parse_args()
+    if not 0 <= args.threshold <= 1:
+        raise InputError(f"--threshold: {args.threshold} is no probability from 0 to 1")
+    if args.best < 0:
+        raise InputError(f"--best: {args.best} is below 0")
+    if args.threshold == 0 and args.best == 0:
+        raise InputError("--threshold and --best: with 0 for both nothing is filtered; set one of them")
+    inputs = [args.pairs_file, args.scores_file]
+    refuse_with_report(
+        args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs, suffixes=(".png", ".report.json")
+    )
+    return args
+
+
+def read_document_scores(path: Path) -> dict[RelevantDocument, dict[str, float]]:
+    """The scores of each query's documents: `{(query_id, doc_id): {passage_id: score}}`.
+
+    Raises InputError as `read_scores` does, and for an id without a document, or a score that is no probability.
+    """
+    scores: dict[RelevantDocument, dict[str, float]] = {}
+    for query_id, passage_id, score in tqdm(read_scores(path), desc="reading scores", unit=" scores", disable=None):
+        if not 0 <= score <= 1:
+            raise InputError(
+                f"{path}: passage {passage_id} of query {query_id} has score {score}, which is no probability from 0 "
+                "to 1, as rerank.py writes them"
+            )
+        try:
+            doc_id, _ = split_passage_id(passage_id)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        scores.setdefault((query_id, doc_id), {})[passage_id] = score
+    return scores
+
+
+def filtered(
+    pairs_file: Path,
+    scores_file: Path,
+    scores: dict[RelevantDocument, dict[str, float]],
+    chosen: dict[RelevantDocument, list[str]],
+    negatives: Counter[str],
+) -> Iterator[Pair]:
+    """Streams the negatives, counted for each query, and the positives that are chosen. Empties `scores`.
+
+    Raises InputError where positives and scores are not of the same passages.
+    """
+    for pair in tqdm(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs", disable=None):
+        try:
+            query_id, passage_id = split_example_id(pair.example_id)
+            document = query_id, split_passage_id(passage_id)[0]
+        except ValueError as error:
+            raise InputError(f"{pairs_file}: {error}") from None
+        if pair.label == 0:
+            negatives[query_id] += 1
+            yield pair
+            continue
+        # Taken out, so that in the end those are left that have no pair.
+        if scores.get(document, {}).pop(passage_id, None) is None:
+            raise InputError(
+                f"--scores_file: {scores_file} has no score for the positive {pair.example_id} of {pairs_file}, "
+                "or the pair stands there twice; score all positives of that file"
+            )
+        if passage_id in chosen[document]:
+            yield pair
+    for (query_id, _), left in scores.items():
+        for passage_id in left:
+            raise InputError(
+                f"--scores_file: {scores_file} has a score for {query_id}#{passage_id}, which is no positive of "
+                f"{pairs_file}; name the scores of that file's positives"
+            )
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.monotonic()
+    scores = read_document_scores(args.scores_file)
+    chosen = {
+        document: choose_positives(of_passages, args.threshold, args.best or None, args.keep_best)
+        for document, of_passages in scores.items()
+    }
+    kept_scores = [scores[document][passage_id] for document in chosen for passage_id in chosen[document]]
+    dropped_scores = [
+        score
+        for document, of_passages in scores.items()
+        for passage_id, score in of_passages.items()
+        if passage_id not in chosen[document]
+    ]
+    kept, dropped = len(kept_scores), len(dropped_scores)
+    if not kept:
+        raise InputError(
+            f"--threshold: the teacher gives none of the {dropped} positives {args.threshold:g} or more, the best has "
+            f"{max(dropped_scores):.3g}; lower it, pass --keep_best, or look for the mistake in the teacher"
+        )
+    negatives: Counter[str] = Counter()
+    written = write_pairs(
+        args.output_pairs_file, filtered(args.pairs_file, args.scores_file, scores, chosen, negatives)
+    )
+    write_score_histogram(beside(args.output_pairs_file, ".png"), kept_scores, dropped_scores, args.threshold)
+
+    queries = {query_id for query_id, _ in chosen}
+    lost = queries - {query_id for (query_id, _), passage_ids in chosen.items() if passage_ids}
+    below = sum(score < args.threshold for score in dropped_scores)
+    read = kept + dropped + negatives.total()
+    seconds = time.monotonic() - start
+    write_report(
+        args.output_pairs_file,
+        {
+            "settings": vars(args),
+            "queries": len(queries | negatives.keys()),
+            "queries_that_lost_all_positives": len(lost),
+            "negatives_of_queries_that_lost_all_positives": sum(negatives[query_id] for query_id in lost),
+            "relevant": len(chosen),
+            "relevant_that_lost_all_positives": sum(not passage_ids for passage_ids in chosen.values()),
+            "positives_read": kept + dropped,
+            "positives": kept,
+            "positives_dropped": {"below the threshold": below, "outside the best": dropped - below},
+            "negatives": negatives.total(),
+            "passages": written,
+            "seconds": round(seconds, 1),
+            "passages_per_second": round(read / seconds),
+        },
+    )
+    report(
+        f"wrote {args.output_pairs_file}: kept {kept} of {kept + dropped} positives, dropped {below} below the "
+        f"threshold and {dropped - below} outside the best; {len(lost)} of {len(queries)} queries lost all; kept "
+        f"{negatives.total()} negatives; {seconds:.1f} s, {read / seconds:.0f} pairs/s",
+        args.output_pairs_file,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
