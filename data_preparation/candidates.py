@@ -1,39 +1,88 @@
 """The first ranker: whole documents by BM25. Its candidates are what a cross-encoder re-ranks."""
 
 import re
-from collections.abc import Mapping
+import sys
+from array import array
+from collections.abc import Iterable, Mapping
 
 import bm25s
+import numpy as np
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
+from tqdm import tqdm
 
 from formats.trec import rank_documents
 
 K1 = 1.5
 B = 0.75
 
+_WORD = re.compile(r"[^\W_]{2,}")
+_STOP_WORDS = frozenset(STOPWORDS_EN)
+
+
+class _TermNumbers(dict[str, int]):
+    """`{word: number of its stem}`, or -1 for a stop word, of all words that were looked up so far.
+
+    A collection has few different words and many of each, so that stemming costs nothing beyond their first use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Stemmer.Stemmer("english").stemWord
+        self.vocabulary: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        is_term = word not in _STOP_WORDS
+        self[word] = self.vocabulary.setdefault(self.stem(word), len(self.vocabulary)) if is_term else -1
+        return self[word]
+
+    def of(self, text: str) -> array:
+        """The numbers of a text's terms, in order."""
+        return array("i", [number for word in _words(text) if (number := self[word]) >= 0])
+
 
 def bm25_candidates(
-    documents: Mapping[str, str], queries: Mapping[str, str], depth: int
+    documents: Iterable[tuple[str, str]], queries: Mapping[str, str], depth: int
 ) -> dict[str, dict[str, float]]:
     """A run, `{query_id: {doc_id: score}}`: of the documents that share a term with the query the best `depth`.
 
-    `documents` and `queries` map ids to texts. The best document comes first, in trec_eval's order.
+    `documents` are ids with texts, read once: what stays in memory is the id of every document, 4 bytes for each of
+    its words and 24 for each of its different terms while the index is made. `queries` maps ids to texts. The best
+    document comes first, in trec_eval's order.
     """
-    stem = Stemmer.Stemmer("english").stemWords
-    doc_ids = list(documents)
+    term_numbers = _TermNumbers()
+    doc_ids: list[str] = []
+    terms_of: list[array] = []
+    for doc_id, text in documents:
+        doc_ids.append(doc_id)
+        terms_of.append(term_numbers.of(text))
+    if not term_numbers.vocabulary:
+        return {query_id: {} for query_id in queries}
     index = bm25s.BM25(k1=K1, b=B)
-    index.index([stem(_terms(text)) for text in documents.values()], show_progress=False)
+    index.index((terms_of, term_numbers.vocabulary), show_progress=sys.stderr.isatty())
+    del terms_of, term_numbers
     run = {}
-    for query_id, text in queries.items():
-        run[query_id] = {}
-        if terms := index.get_tokens_ids(stem(_terms(text))):
-            scores = zip(doc_ids, index.get_scores_from_ids(terms).tolist(), strict=True)
-            run[query_id] |= rank_documents({doc_id: score for doc_id, score in scores if score > 0})[:depth]
+    for query_id, text in tqdm(queries.items(), desc="ranking", unit=" queries", disable=None):
+        terms = index.get_tokens_ids(_terms(text))
+        best = _best(index.get_scores_from_ids(terms), depth) if terms else {}
+        run[query_id] = dict(rank_documents({doc_ids[i]: score for i, score in best.items()})[:depth])
     return run
 
 
+def _best(scores: np.ndarray, depth: int) -> dict[int, float]:
+    """`{document: score}` of the best `depth` of (documents,) scores, none of 0; all that tie with the last, too."""
+    found = np.flatnonzero(scores > 0)
+    if len(found) > depth:
+        last = np.partition(scores[found], -depth)[-depth]
+        found = found[scores[found] >= last]
+    return dict(zip(found.tolist(), scores[found].tolist(), strict=True))
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words of two letters or more. `max_line_length` is three, as BERT reads it."""
+    return _WORD.findall(text.lower())
+
+
 def _terms(text: str) -> list[str]:
-    """Lower-case words of two letters or more that are no stop words. `max_line_length` is three, as BERT reads it."""
-    words = re.findall(r"[^\W_]{2,}", text.lower())
-    return [word for word in words if word not in STOPWORDS_EN]
+    """The stems of a text's words that are no stop words."""
+    return Stemmer.Stemmer("english").stemWords([word for word in _words(text) if word not in _STOP_WORDS])

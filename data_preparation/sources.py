@@ -86,6 +86,14 @@ def open_collection(args: argparse.Namespace) -> Collection:
     return collection._replace(**{name: readers[name](path) for name, path in given.items()})
 
 
+def input_files(args: argparse.Namespace) -> list[Path]:
+    """The files that `open_collection` may read, which no output may replace."""
+    given = (getattr(args, name, None) for name in ("queries", "qrels", "candidates"))
+    folder = Path(args.collection)
+    of_folder = (path for pattern in ("corpus.*", "queries.*", "qrels.*", "qrels/*") for path in folder.glob(pattern))
+    return [folder, *of_folder, *filter(None, given)]
+
+
 def needed_documents(collection: Collection, doc_ids: Iterable[str]) -> dict[str, Document]:
     """Those of `doc_ids` that the collection has, found in one pass over all of it. Only they are kept in memory.
 

@@ -113,6 +113,14 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name
     return count
 
 
+def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int:
+    """Writes judgements in TREC's layout; returns how many."""
+    rows = [(query_id, doc_id, grade) for query_id, grades in qrels.items() for doc_id, grade in grades.items()]
+    with write_whole(path) as file:
+        file.writelines(f"{query_id}\t0\t{doc_id}\t{grade}\n" for query_id, doc_id, grade in rows)
+    return len(rows)
+
+
 def keep_order_in_float32(scores: list[float]) -> list[float]:
     """Descending scores as they have to be written for trec_eval to see their order.
 

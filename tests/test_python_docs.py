@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.candidates import bm25_candidates
 from experiments.python_docs import fetch_encoder
 from experiments.python_docs.build_collection import passage_at
 from formats.files import InputError
@@ -261,16 +260,6 @@ def test_standard_library_pairs_and_runs(real):
             assert labels[1] == set(queries)
         reachable = sum(doc_id in ranked.get(query_id, [])[:10] for query_id, (doc_id,) in qrels.items())
         assert report[split]["relevant_within_rerank_depth"] == reachable > 0
-
-
-def test_bm25_candidates_by_hand():
-    documents = {"D1": "red apples", "D2": "a green pear", "D10": "red apple", "D3": "max_length of the red pear tree"}
-    run = bm25_candidates(documents, {"q": "An apple!", "r": "of the", "s": "unknown", "t": "length"}, depth=2)
-    assert list(run["q"]) == ["D10", "D1"]  # equal to BM25: the ids descend
-    assert run["q"]["D1"] == run["q"]["D10"] > 0
-    assert run["r"] == run["s"] == {}
-    assert list(run["t"]) == ["D3"]
-    assert len(bm25_candidates(documents, {"q": "red"}, depth=2)["q"]) == 2
 
 
 def test_builder_refuses(source_dir, tiny, tmp_path):

@@ -261,7 +261,7 @@ def main() -> None:
     report_file.unlink(missing_ok=True)
     write_rows(args.output_dir / "docs.tsv", documents)
     for split, chosen in drawn.items():
-        run = bm25_candidates(texts, {query.query_id: query.text for query in chosen}, args.candidate_depth)
+        run = bm25_candidates(texts.items(), {query.query_id: query.text for query in chosen}, args.candidate_depth)
         if split == "train":
             pairs = training_pairs(chosen, run, spans, passages, args.num_negatives, args.negative_depth, args.seed)
         else:
