@@ -63,7 +63,11 @@ def random_collection(seed: int) -> SmallCollection:
             for query_id in query_ids
             if draw.random() < 0.9
         },
-        {query_id: draw.sample(doc_ids, draw.randint(1, len(doc_ids))) for query_id in query_ids if draw.random() < 0.9},
+        {
+            query_id: draw.sample(doc_ids, draw.randint(1, len(doc_ids)))
+            for query_id in query_ids
+            if draw.random() < 0.9
+        },
     )
 
 

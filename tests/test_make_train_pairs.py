@@ -65,8 +65,8 @@ def test_hand_made(tmp_path: Path) -> None:
     settings = ["--min_relevance", 2, "--num_negatives", 2, "--negatives_to_rank", 3]
     done = make(tmp_path, HAND_MADE, *TINY, *settings)
     assert (done.status, done.stderr) == (0, ""), done
-    # Of query 7 the candidates to draw from are D5 alone: D4 is relevant a little, D6 of rank 4. Of query 8 they are D9,
-    # which the collection lacks, and D2. The relevant D8 is lacking too, and D3 empty.
+    # Of query 7 the candidates to draw from are D5 alone: D4 is relevant a little, D6 of rank 4. Of query 8 they are
+    # D9, which the collection lacks, and D2. The relevant D8 is lacking too, and D3 empty.
     assert (tmp_path / "pairs.tsv").read_text() == (
         "9#D2_passage-0\tno candidates\tx y\t1\n"
         "7#D1_passage-0\twhat is a pet\tOn pets a b c d\t1\n"
@@ -149,7 +149,7 @@ def check_against_plain_version(tmp_path: Path, collection: SmallCollection, set
         else:
             assert set(negatives) <= set(usable)
             assert len(negatives) >= settings["num_negatives"] - (len(eligible) - len(usable))
-    assert [query_id for query_id in found] == [query_id for query_id in used if query_id in found]
+    assert list(found) == [query_id for query_id in used if query_id in found]
     report = report_of(tmp_path)
     labels = Counter(pair.label for *_, pair in rows(tmp_path / "pairs.tsv"))
     assert (report["positives"], report["negatives"]) == (labels[1], labels[0])
@@ -243,7 +243,7 @@ def test_a_passage_of_a_negative_is_any_of_them(tmp_path: Path) -> None:
     query_ids = [f"q{i}" for i in range(200)]
     collection = SmallCollection(
         {"D1": ("T", body), "D2": ("T", "relevant")},
-        {query_id: "what" for query_id in query_ids},
+        dict.fromkeys(query_ids, "what"),
         {query_id: {"D2": 1} for query_id in query_ids},
         {query_id: ["D2", "D1"] for query_id in query_ids},
     )
