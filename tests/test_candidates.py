@@ -13,7 +13,8 @@ from data_preparation.candidates import bm25_candidates
 from formats.trec import rank_documents, read_run
 
 SCRIPT = "data_preparation/make_candidates.py"
-WORDS = ["apple", "apples", "pear", "pears", "tree", "trees", "red", "green", "run", "running", "runs", "the", "of", "a", "max_length", "café", "x", "7", "77"]
+_WORDS = "apple apples pear pears tree trees red green run running runs the of a max_length café x 7 77"
+WORDS = _WORDS.split()
 
 
 def plain_candidates(documents: dict[str, str], queries: dict[str, str], depth: int) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from formats.files import InputError
-from formats.trec import keep_order_in_float32, rank_documents, read_qrels, read_run, write_run
+from formats.trec import keep_order_in_float32, rank_documents, read_qrels, read_run, write_qrels, write_run
 
 JUST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2^-24
 IDS = ["D1", "D10", "D9", "d1", "é", "e\u0301", "z", "\uffff", "\U0001f600", "中", "~", "Dé1"]
@@ -181,6 +181,31 @@ def test_read_qrels_takes_tabs_blanks_crlf_and_repetition(tmp_path) -> None:
     path = tmp_path / "qrels.txt"
     path.write_bytes(b"7 0 D1 1\r\n7\t0\tD2\t0\n8  Q0 D1 -1\n7 0 D1 1\n")
     assert read_qrels(path) == {"7": {"D1": 1, "D2": 0}, "8": {"D1": -1}}
+
+
+@pytest.mark.parametrize("blank", ["\t", " "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_read_qrels_knows_beir_by_its_header(tmp_path, blank, end) -> None:
+    path = tmp_path / "dev.tsv"
+    rows = [("query-id", "corpus-id", "score"), ("7", "D1", "1"), ("7", "D2", "0"), ("8", "D1", "2")]
+    path.write_bytes("".join(blank.join(row) + end for row in rows).encode())
+    assert read_qrels(path) == {"7": {"D1": 1, "D2": 0}, "8": {"D1": 2}}
+    path.write_bytes("".join(blank.join(row) + end for row in [*rows, ("9", "0", "D1", "1")]).encode())
+    with pytest.raises(
+        InputError, match=r"dev\.tsv line 5: 4 columns where 3 are needed \(query-id, corpus-id, score\)"
+    ):
+        read_qrels(path)
+    path.write_bytes("".join(blank.join(row) + end for row in rows[1:]).encode())
+    with pytest.raises(InputError, match=r"dev\.tsv line 1: 3 columns where 4"):
+        read_qrels(path)
+
+
+def test_write_qrels(tmp_path) -> None:
+    path = tmp_path / "qrels.txt"
+    qrels = {"8": {"D1": -1, "D0": 2}, "7": {"D1": 0}}
+    assert write_qrels(path, qrels) == 3
+    assert path.read_text() == "8\t0\tD1\t-1\n8\t0\tD0\t2\n7\t0\tD1\t0\n"
+    assert read_qrels(path) == qrels
 
 
 @pytest.mark.parametrize(
