@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
 from data_preparation.reports import refuse_with_report, write_report
-from data_preparation.sources import add_collection_arguments, open_collection
+from data_preparation.sources import add_collection_arguments, input_files, open_collection
 from formats.files import InputError, report, run_script
 from formats.pairs import Pair, make_example_id, write_pairs
 
@@ -44,8 +44,7 @@ body, and candidates that the collection lacks, are left out and counted.""",
     if args.depth < 1:
         raise InputError(f"--depth: {args.depth} is below 1")
     check_passage_arguments(args)
-    inputs = [path for path in (args.collection, args.queries, args.candidates) if path]
-    refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs)
+    refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, input_files(args))
     return args
 
 

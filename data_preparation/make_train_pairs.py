@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
 from data_preparation.reports import refuse_with_report, write_report
-from data_preparation.sources import add_collection_arguments, open_collection
+from data_preparation.sources import add_collection_arguments, input_files, open_collection
 from data_preparation.training_examples import draw_documents, needed_by, negative_pairs, relevant_pairs
 from formats.files import InputError, report, run_script
 from formats.pairs import NO_LABEL, Pair, write_pairs
@@ -81,7 +81,7 @@ that have no body, are left out and counted. A query none of whose relevant docu
             f"--negatives_to_rank: {args.negatives_to_rank} is below --negatives_from_rank, {args.negatives_from_rank}"
         )
     check_passage_arguments(args)
-    inputs = [path for path in (args.collection, args.queries, args.qrels, args.candidates) if path]
+    inputs = input_files(args)
     refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs)
     if args.output_positives_file:
         refuse_with_report(args.output_positives_file, "--output_positives_file", args.overwrite, inputs, suffixes=())

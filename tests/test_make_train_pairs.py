@@ -200,6 +200,27 @@ def test_the_seed_alone_decides(tmp_path: Path, seed: int) -> None:
     assert positives[0] == positives[1]
 
 
+def test_a_beir_folder_gives_the_same_pairs(tmp_path: Path) -> None:
+    collection = random_collection(5)
+    make(tmp_path, collection)
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    rows_of = {
+        "corpus.jsonl": [{"_id": i, "title": title, "text": body} for i, (title, body) in collection.documents.items()],
+        "queries.jsonl": [{"_id": query_id, "text": text} for query_id, text in collection.queries.items()],
+    }
+    for name, objects in rows_of.items():
+        folder.joinpath(name).write_text("".join(json.dumps(row) + "\n" for row in objects))
+    judgements = [f"{q}\t{d}\t{grade}" for q, grades in collection.qrels.items() for d, grade in grades.items()]
+    folder.joinpath("qrels", "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judgements]) + "\n")
+    arguments = ["--collection", folder, "--split", "train", "--candidates", tmp_path / "files" / "candidates.tsv"]
+    done = run_main(SCRIPT, *arguments, "--output_pairs_file", tmp_path / "of_beir.tsv")
+    assert done.status == 0, done
+    assert (tmp_path / "of_beir.tsv").read_bytes() == (tmp_path / "pairs.tsv").read_bytes()
+    done = run_main(SCRIPT, *arguments, "--output_pairs_file", folder / "corpus.jsonl", "--overwrite")
+    assert_refused(done, "corpus.jsonl", "also an input")
+
+
 def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     paths = write_collection(tmp_path / "files", random_collection(7))
     for name in ("first", "again"):  # each process hashes texts in its own way
