@@ -51,7 +51,7 @@ def add_collection_arguments(
         )
     if qrels:
         parser.add_argument(
-            "--qrels", type=Path, help="judgements, TREC's four columns or BEIR's; default: as with --queries"
+            "--qrels", type=Path, help="judgements, TREC's or BEIR's; default: those of the folder or dataset"
         )
     if candidates:
         parser.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
