@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_preparation.candidates import K1, B, bm25_candidates
 from data_preparation.sources import Collection, add_collection_arguments, input_files, open_collection
 from formats.files import InputError, refuse_existing, report, run_script
-from formats.trec import write_run
+from formats.trec import write_qrels, write_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +25,8 @@ def parse_args() -> argparse.Namespace:
 In:  documents and queries. Where judgements are known, by --qrels or from the folder or dataset, only the queries that
      they judge are ranked.
 Out: a TREC run of the documents that share a word with the query, --depth at most; a query without any has no line.
-     OUTPUT_RUN_FILE.log gets a line with counts and the recall of relevant documents.
+     OUTPUT_RUN_FILE.log gets a line with counts and the recall of relevant documents. With --output_qrels_file also
+     the judgements of these queries, in TREC's layout, wherever they come from.
 
 Titles and bodies are indexed whole, as stems of English words without stop words. The index is made in memory: 4 bytes
 for each word of the collection, 24 for each different word of a document.""",
@@ -33,11 +34,17 @@ for each word of the collection, 24 for each different word of a document.""",
     add_collection_arguments(parser, qrels=True)
     parser.add_argument("--depth", type=int, default=100, help="documents of a query at most (default 100)")
     parser.add_argument("--output_run_file", type=Path, required=True, help="the run to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run if it exists")
+    parser.add_argument("--output_qrels_file", type=Path, help="the judgements of the ranked queries, as TREC has them")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     if args.depth < 1:
         raise InputError("--depth: needs to be 1 or more")
     refuse_existing(args.output_run_file, "--output_run_file", args.overwrite, input_files(args))
+    if args.output_qrels_file:
+        inputs = [*input_files(args), args.output_run_file]
+        refuse_existing(args.output_qrels_file, "--output_qrels_file", args.overwrite, inputs)
+        if args.output_qrels_file.resolve() == args.output_run_file.resolve():
+            raise InputError("--output_qrels_file: is --output_run_file too; name another")
     return args
 
 
@@ -72,10 +79,14 @@ def main() -> None:
             raise InputError(
                 f"--qrels: none of the {len(collection.queries)} queries is judged; are they of one split?"
             )
+    elif args.output_qrels_file:
+        raise InputError(f"--output_qrels_file: {args.collection} comes without judgements; name them with --qrels")
     run = bm25_candidates(ids_and_texts(collection), queries, args.depth)
     without = sum(not scores for scores in run.values())
     if without == len(run):
         raise InputError(f"--queries: none shares a word with a document of {args.collection}")
+    if args.output_qrels_file:
+        write_qrels(args.output_qrels_file, {query_id: qrels[query_id] for query_id in queries})
     count = write_run(args.output_run_file, run, "bm25")
     seconds = time.monotonic() - start
     report(
