@@ -47,8 +47,8 @@ def bm25_candidates(
     """A run, `{query_id: {doc_id: score}}`: of the documents that share a term with the query the best `depth`.
 
     `documents` are ids with texts, read once: what stays in memory is the id of every document, 4 bytes for each of
-    its words and 24 for each of its different terms while the index is made. `queries` maps ids to texts. The best
-    document comes first, in trec_eval's order.
+    its words, and about 40 for each of its different terms while the index is made. `queries` maps ids to texts. The
+    best document comes first, in trec_eval's order.
     """
     term_numbers = _TermNumbers()
     doc_ids: list[str] = []

@@ -29,7 +29,7 @@ Out: a TREC run of the documents that share a word with the query, --depth at mo
      the judgements of these queries, in TREC's layout, wherever they come from.
 
 Titles and bodies are indexed whole, as stems of English words without stop words. The index is made in memory: 4 bytes
-for each word of the collection, 24 for each different word of a document.""",
+for each word of the collection, about 40 for each different word of a document.""",
     )
     add_collection_arguments(parser, qrels=True)
     parser.add_argument("--depth", type=int, default=100, help="documents of a query at most (default 100)")
