@@ -17,6 +17,7 @@ from formats.scores import PassageScore, write_scores
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker
 from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
+from modeling.hub import HubError, model_directory
 from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("rerank")
@@ -35,7 +36,9 @@ In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.p
 Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
      "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed.""",
     )
-    parser.add_argument("--model_dir", type=Path, required=True, help="the ranker's model directory")
+    parser.add_argument(
+        "--model_dir", required=True, help="the ranker's model directory, or its id on the Hugging Face Hub"
+    )
     parser.add_argument("--features_file", type=Path, required=True, help="tokenized pairs")
     parser.add_argument("--output_scores_file", type=Path, required=True, help="the scores to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores file if it exists")
@@ -103,6 +106,7 @@ def main() -> None:
     device = choose_device(args.device)
     with hold_log() as held:
         header, count = check_features(args.features_file, args.max_seq_length)
+        args.model_dir = model_directory(args.model_dir)
         model, _ = load_ranker(args.model_dir, args.pooled_activation)
         check_reads_features(args.model_dir, model, args.features_file, header)
         model.to(device)
@@ -134,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError, DeviceError)
+    run_script(main, CheckpointError, VocabularyError, DeviceError, HubError)

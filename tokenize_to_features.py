@@ -14,6 +14,7 @@ from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
 from formats.files import InputError, refuse_existing, report, run_script
 from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
+from modeling.hub import HubError, model_directory
 from modeling.packing import pack_text
 from modeling.vocabulary import (
     VocabularyError,
@@ -56,7 +57,9 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
     parser.add_argument("--raw_data_file", type=Path, required=True, help="the pairs, or the plain text")
     parser.add_argument("--output_features_file", type=Path, required=True, help="the features to write")
     parser.add_argument(
-        "--bert_model_dir", type=Path, required=True, help="a model directory: its vocab.txt or tokenizer.json is used"
+        "--bert_model_dir",
+        required=True,
+        help="a model directory, or an id of the Hugging Face Hub: its vocab.txt or tokenizer.json is used",
     )
     parser.add_argument(
         "--max_seq_length",
@@ -125,7 +128,7 @@ def text_examples(args: argparse.Namespace, tokenizer: Tokenizer, seen: Counter)
 def main() -> None:
     args = parse_args()
     start = time.monotonic()
-    tokens = load_vocabulary(args.bert_model_dir)
+    tokens = load_vocabulary(model_directory(args.bert_model_dir, weights=False))
     tokenizer = wordpiece_tokenizer(tokens, args.do_lower_case)
     header = FeaturesHeader(
         args.max_seq_length, len(tokens), args.do_lower_case, args.set_name, vocabulary_sha256(tokens)
@@ -147,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, VocabularyError)
+    run_script(main, VocabularyError, HubError)

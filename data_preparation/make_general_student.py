@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from formats.files import InputError, hold_log, run_script, write_whole_directory
 from modeling.checkpoint import CheckpointError, initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from modeling.hub import HubError, model_directory
 from modeling.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
 
 SHAPE = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
@@ -29,7 +30,9 @@ Out: a model directory. With --layers it has the embeddings, those layers and th
      padding, as transformers does. Its classifier is left out, unless it comes with --layers from a model that has one;
      distill.py then starts it from initial values.""",
     )
-    parser.add_argument("--model_dir", type=Path, required=True, help="the model to start from")
+    parser.add_argument(
+        "--model_dir", required=True, help="the model to start from: a directory, or an id of the Hugging Face Hub"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
     parser.add_argument("--layers", help="numbers of the layers to take, from 1, such as 2,4,6")
     parser.add_argument("--num_layers", type=int, help="from scratch: how many layers")
@@ -85,6 +88,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    args.model_dir = model_directory(args.model_dir)
     tokens = load_vocabulary(args.model_dir)
     if args.layers is None:
         student = initial_ranker(args.model_dir, *(getattr(args, name) for name in SHAPE), seed=args.seed)
@@ -121,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError)
+    run_script(main, CheckpointError, VocabularyError, HubError)
