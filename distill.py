@@ -21,6 +21,7 @@ from formats.files import InputError, hold_log, run_script, write_whole_director
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
 from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
+from modeling.hub import HubError, model_directory
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
 from modeling.optimization import BertAdam, decay_groups
 from modeling.vocabulary import VocabularyError
@@ -54,10 +55,12 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     data = parser.add_argument_group("data and models")
     data.add_argument("--features_file", type=Path, required=True, help="tokenized training pairs")
     data.add_argument(
-        "--teacher_model", type=Path, help="model directory of the teacher; none with --distill_model hard"
+        "--teacher_model",
+        type=Path,
+        help="model directory of the teacher, or its id on the Hugging Face Hub; none with --distill_model hard",
     )
     data.add_argument(
-        "--general_student_model", type=Path, required=True, help="model directory the student starts from"
+        "--general_student_model", type=Path, required=True, help="model directory, or id, the student starts from"
     )
     data.add_argument("--output_student_dir", type=Path, required=True, help="directory to write")
     data.add_argument(
@@ -551,6 +554,9 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     check_output_dir(args)
+    if args.teacher_model is not None:
+        args.teacher_model = model_directory(args.teacher_model)
+    args.general_student_model = model_directory(args.general_student_model)
     torch.manual_seed(args.seed)
     with hold_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
@@ -600,4 +606,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError, DeviceError)
+    run_script(main, CheckpointError, VocabularyError, HubError, DeviceError)

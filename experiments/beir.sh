@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a BEIR collection to a table of every method: candidates, pairs, a teacher, filtered positives, a general student,
-# and a student by each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
+# From a BEIR collection to a table of every method: candidates, pairs, a teacher, filtered positives, a general
+# student, and a student by each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
 # What is there already is not made again: after a stop, the same command goes on. To make a part again, remove it.
 # Every variable can be edited here or set from the environment. SciFact as below takes about 90 minutes on 2 cores of a
 # processor that multiplies bfloat16 (no GPU), 2 GB of memory and 1 GB of disk; results/scifact/ has its figures.
@@ -121,6 +121,6 @@ done
 
 printf '\n%-24s  %8s  %8s\n' run MRR MRR@10
 for run in "$data/top100.test" "$runs/teacher.run" "$runs"/student_*.run; do
-    "$python" msmarco_mrr_eval.py "$data/qrels.test.tsv" "$run" |
-        awk -v run="$(basename "$run" .run)" '/^MRR/ {line = line sprintf("  %8.4f", $2)} END {printf "%-24s%s\n", run, line}'
+    measures=$("$python" msmarco_mrr_eval.py "$data/qrels.test.tsv" "$run" | awk '/^MRR/ {printf "  %8.4f", $2}')
+    printf '%-24s%s\n' "$(basename "$run" .run)" "$measures"
 done
