@@ -142,25 +142,28 @@ distil() {
         --device "$device" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
         ${flags[@]+"${flags[@]}"} "${@:4}"
 }
+# The flags of those of the named weights that are set.
+weights=()
+set_weights() {
+    weights=()
+    local name
+    for name in "$@"; do
+        [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
+    done
+}
 if [[ $distill_model_type == tinybert ]]; then
     intermediate_dir=${output_student_dir}_intermediate
     if [[ $overwrite == yes || ! -e $intermediate_dir/config.json ]]; then
-        weights=()
-        for term in att rep; do
-            name=${term}_weight
-            [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
-        done
+        set_weights att_weight rep_weight
         distil intermediate "$general_student_model" "$intermediate_dir" ${weights[@]+"${weights[@]}"} \
             --learning_rate "$intermediate_learning_rate" --num_train_epochs "$intermediate_num_train_epochs"
     else
         echo "The first step is done: $intermediate_dir"
     fi
-    distil prediction "$intermediate_dir" "$output_student_dir"
+    set_weights soft_weight hard_weight
+    distil prediction "$intermediate_dir" "$output_student_dir" ${weights[@]+"${weights[@]}"}
 else
-    weights=()
-    for name in att_weight rep_weight soft_weight hard_weight; do
-        [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
-    done
+    set_weights att_weight rep_weight soft_weight hard_weight
     distil "$distill_model_type" "$general_student_model" "$output_student_dir" ${weights[@]+"${weights[@]}"}
 fi
 if [[ $distill_model_type == intermediate ]]; then

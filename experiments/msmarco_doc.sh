@@ -55,12 +55,10 @@ learning_rate=${learning_rate:-5e-5}
 num_train_epochs=${num_train_epochs:-2}
 eval_batch_size=${eval_batch_size:-256}     # of re-ranking
 train_loss_step=${train_loss_step:-100}
-save_model_step=${save_model_step:-5000}
 python=${python:-python}                    # the interpreter
 
 data=data/$name models=models/$name runs=runs/$name
-export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size train_loss_step save_model_step
-export python
+export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size train_loss_step python
 mkdir -p "$data" "$models" "$runs/dev" "$runs/trec"
 
 # Runs a command unless what it makes is there.

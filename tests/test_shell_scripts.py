@@ -166,16 +166,17 @@ def test_tinybert_is_two_steps_and_goes_on_with_the_second(variables: dict[str, 
     own = variables | {
         "distill_model_type": "tinybert", "output_student_dir": f"{tmp_path}/student", "learning_rate": "2e-3",
         "intermediate_learning_rate": "1e-3", "intermediate_num_train_epochs": "3", "rep_weight": "0.5",
-        "layer_map": "1,3,5", "ignore_padding": "yes",
+        "hard_weight": "0.25", "layer_map": "1,3,5", "ignore_padding": "yes",
     }  # fmt: skip
     done = bash("distill.sh", own)
     assert done.returncode == 0, done.stderr
     first, second = log_of(tmp_path / "student_intermediate"), log_of(tmp_path / "student")
     for setting in ("distill_model=intermediate", "learning_rate=0.001", "num_train_epochs=3", "rep_weight=0.5",
-                    "soft_weight=0.0", "layer_map=1,3,5", "ignore_padding=True"):  # fmt: skip
+                    "soft_weight=0.0", "hard_weight=0.0", "layer_map=1,3,5", "ignore_padding=True"):  # fmt: skip
         assert setting in first
     for setting in ("distill_model=prediction", "learning_rate=0.002", "num_train_epochs=1", "rep_weight=0.0",
-                    "soft_weight=1.0", f"general_student_model={tmp_path}/student_intermediate"):  # fmt: skip
+                    "soft_weight=1.0", "hard_weight=0.25",
+                    f"general_student_model={tmp_path}/student_intermediate"):  # fmt: skip
         assert setting in second
     assert f"student_model='{tmp_path}/student' max_seq_length=19 bash reranker.sh" in done.stdout
 

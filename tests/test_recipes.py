@@ -1,0 +1,142 @@
+"""The recipes, on a made-up collection and tiny models: from the collection to the runs, and on after a stop."""
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, STUDENT, TEACHER, WORDS, random_weights, teacher_weights, write_transformers
+
+from formats.pairs import read_pairs
+from formats.trec import read_qrels, read_run
+from modeling.checkpoint import load_ranker
+
+DOCUMENTS = {f"d{i}": " ".join(random.Random(i).choices(WORDS, k=6 + i)) for i in range(14)}
+QUERIES = {f"q{i}": " ".join(random.Random(f"q{i}").choices(WORDS, k=3)) for i in range(7)}
+RELEVANT = {query_id: f"d{i * 2}" for i, query_id in enumerate(QUERIES)}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, since recipes write into data/, models/ and runs/ of it."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for folder in ("modeling", "formats", "data_preparation", "experiments"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
+        shutil.copy(path, copy)
+    return copy
+
+
+def run_recipe(project: Path, recipe: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"python": sys.executable, "OMP_NUM_THREADS": "1", "fp16": "no", "device": "cpu"}
+    done = subprocess.run(
+        ["bash", str(project / "experiments" / recipe)],
+        env=environment | {"train_batch_size": "4", "train_loss_step": "1", "max_seq_length": "19"} | variables,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return done
+
+
+def made(project: Path) -> dict[Path, int]:
+    """When each file that a recipe made was written last."""
+    folders = ("data", "models", "runs")
+    return {path: path.stat().st_mtime_ns for folder in folders for path in (project / folder).rglob("*")}
+
+
+def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    rows = [{"_id": doc_id, "title": "the mat", "text": text} for doc_id, text in DOCUMENTS.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.train.tsv").write_text("".join(f"{query_id}\t{text}\n" for query_id, text in QUERIES.items()))
+    (folder / "qrels.train.txt").write_text("".join(f"{query_id} 0 {doc} 1\n" for query_id, doc in RELEVANT.items()))
+    write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
+    variables = {
+        "name": "tiny", "source": str(folder), "num_held_out": "2", "encoder": str(tmp_path / "encoder"), "window": "5",
+        "stride": "4", "threshold": "0", "best_positives": "1", "rerank_depth": "5", "methods": "hard tinybert",
+    }  # fmt: skip
+    done = run_recipe(project, "beir.sh", **variables)
+    assert done.returncode == 0, done.stderr
+    data, models = project / "data" / "tiny", project / "models" / "tiny"
+    train, test = (read_qrels(data / f"qrels.{split}.tsv") for split in ("train", "test"))
+    assert (len(train), len(test)) == (5, 2) and sorted({**train, **test}) == sorted(QUERIES)
+    pairs = list(read_pairs(data / "train_pairs.tsv", labelled=True))
+    positives = [pair.example_id for pair in pairs if pair.label == 1]
+    assert sorted(example_id.partition("_")[0] for example_id in positives) == sorted(
+        f"{query_id}#{RELEVANT[query_id]}" for query_id in train
+    )
+    assert load_ranker(models / "general_student", initialise_missing_with_seed=1)[0].config.num_hidden_layers == 3
+    table = done.stdout.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in table] == ["run", "top100.test", "teacher", "student_hard", "student_tinybert"]
+    assert all(re.fullmatch(r"\S+ +[01]\.\d{4} +[01]\.\d{4}", line) for line in table[1:])
+    for name in ("teacher", "student_hard", "student_tinybert"):
+        assert read_run(project / "runs" / "tiny" / f"{name}.run").keys() <= test.keys()
+
+    # nothing is made twice, and what is missing is made again
+    before = made(project)
+    (project / "runs" / "tiny" / "student_tinybert.run").unlink()
+    done = run_recipe(project, "beir.sh", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n\n")[-1].splitlines() == table
+    after = made(project)
+    assert before.keys() == after.keys()
+    changed = {path.name for path in before if path.is_file() and before[path] != after[path]}
+    assert changed == {f"student_tinybert.{suffix}" for suffix in ("run", "run.log", "scores.tsv", "scores.tsv.log")}
+
+
+def test_the_source_of_a_beir_collection_has_to_be_named(project: Path) -> None:
+    done = run_recipe(project, "beir.sh")
+    assert done.returncode == 2 and done.stderr.startswith("beir.sh: set source")
+
+
+def test_the_papers_setting(project: Path, tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+
+    def put(name: str, lines: list[str]) -> None:
+        data = "".join(f"{line}\r\n" for line in lines).encode()
+        (downloads / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    put("msmarco-docs.tsv.gz", [f"{doc_id}\thttp://x/{doc_id}\tmat\t{text}" for doc_id, text in DOCUMENTS.items()])
+    split = {"doctrain": list(QUERIES)[:4], "docdev": list(QUERIES)[4:6], "test2019": list(QUERIES)[6:]}
+    for name, query_ids in split.items():
+        put(f"msmarco-{name}-queries.tsv.gz", [f"{query_id}\t{QUERIES[query_id]}" for query_id in query_ids])
+        put(f"msmarco-{name}-qrels.tsv.gz", [f"{query_id} 0 {RELEVANT[query_id]} 1" for query_id in query_ids])
+        candidates = [
+            f"{query_id} Q0 {doc_id} {rank} {-rank} x"
+            for query_id in query_ids
+            for rank, doc_id in enumerate(DOCUMENTS, start=1)
+        ]
+        put("msmarco-doctest2019-top100.gz" if name == "test2019" else f"msmarco-{name}-top100.gz", candidates)
+    put("2019qrels-docs.txt", [f"q6 Q0 {RELEVANT['q6']} 2", "q6 Q0 d1 0"])
+    # as the converter and the Hub would give them
+    write_transformers(project / "models" / "tiny" / "teacher", TEACHER, teacher_weights())
+    sizes = TEACHER._replace(heads=12)
+    write_transformers(tmp_path / "pretrained", sizes, random_weights(sizes, 5))
+    write_transformers(tmp_path / "general", STUDENT, random_weights(STUDENT, 2))
+    done = run_recipe(
+        project, "msmarco_doc.sh", name="tiny", downloads=str(downloads), pretrained=str(tmp_path / "pretrained"),
+        general_6_768=str(tmp_path / "general"), methods="simplified", students="6_768", threshold="0",
+        window="6", stride="4", num_train_epochs="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model = load_ranker(project / "models" / "tiny" / "general_3_384", initialise_missing_with_seed=1)[0]
+    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.num_attention_heads) == (384, 3, 12)
+    for queries, query_ids in (("dev", split["docdev"]), ("trec", split["test2019"])):
+        for name in ("teacher", "6_768_simplified"):
+            run = read_run(project / "runs" / "tiny" / queries / f"{name}.run")
+            assert {query_id: sorted(scores) for query_id, scores in run.items()} == {
+                query_id: sorted(DOCUMENTS) for query_id in query_ids
+            }
+    assert "trec_eval -m ndcg_cut.10 -m map" in done.stdout
