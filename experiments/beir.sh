@@ -90,7 +90,7 @@ make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$dat
     general_student_model="$encoder" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
     num_train_epochs="$teacher_epochs" bash distill.sh
 
-# --- positives that the teacher finds relevant
+# --- positives that the teacher finds relevant, in full precision: which ones are kept should not hang on the machine
 positives=$data/positives.$max_seq_length.features
 make "$positives" "$python" tokenize_to_features.py --set_name test --raw_data_file "$data/positives.tsv" \
     --output_features_file "$positives" --bert_model_dir "$models/teacher" --max_seq_length "$max_seq_length"

@@ -10,7 +10,7 @@ from bm25s.stopwords import STOPWORDS_EN
 from tiny import assert_refused, run_main
 
 from data_preparation.candidates import bm25_candidates
-from formats.trec import rank_documents, read_run
+from formats.trec import rank_documents, read_qrels, read_run
 
 SCRIPT = "data_preparation/make_candidates.py"
 _WORDS = "apple apples pear pears tree trees red green run running runs the of a max_length café x 7 77"
@@ -119,6 +119,23 @@ def test_script_without_judgements_ranks_all_queries(collection, tmp_path):
     assert done.status == 0, done.stderr
     assert list(read_run(out)) == ["1", "3", "4"]
     assert "for 4 of 4 queries, 1 without any; unjudged" in done.stdout
+
+
+def test_script_writes_the_judgements_of_the_ranked_queries(collection, tmp_path):
+    run_file, qrels_file = tmp_path / "run", tmp_path / "qrels"
+    judged = read_qrels(collection / "qrels.dev.txt")
+    with open(collection / "qrels.dev.txt", "a") as file:
+        file.write("9 0 D1 1\n")  # a query without text
+    flags = ["--collection", collection, "--split=dev", "--output_qrels_file", qrels_file]
+    done = run_main(SCRIPT, *flags, "--output_run_file", run_file)
+    assert done.status == 0, done
+    assert read_qrels(qrels_file) == judged
+    assert_refused(run_main(SCRIPT, *flags, "--output_run_file", tmp_path / "other"), "--output_qrels_file", "exists")
+    assert_refused(run_main(SCRIPT, *flags, "--output_run_file", qrels_file, "--overwrite"), "--output_qrels_file")
+    (collection / "qrels.dev.txt").unlink()
+    done = run_main(SCRIPT, *flags, "--output_run_file", tmp_path / "other", "--overwrite")
+    assert_refused(done, "--output_qrels_file", "comes without judgements")
+    assert not (tmp_path / "other").exists()
 
 
 def test_script_refuses(collection, tmp_path):
