@@ -84,11 +84,8 @@ def load_ranker(
     """
     checkpoint = _read(Path(model_dir))
     config, weights = checkpoint.config, checkpoint.weights
-    try:
-        with torch.device("meta"):
-            model = BertRanker(config, pooled_activation or checkpoint.pooled_activation)
-    except Exception as error:  # a setting out of range raises almost anything, deep inside torch
-        raise CheckpointError(f"{model_dir}: no BERT can be made from its config ({error!r})") from None
+    with torch.device("meta"):
+        model = new_ranker(config, pooled_activation or checkpoint.pooled_activation, model_dir)
     expected = model.state_dict()
 
     for name, tensor in weights.items():
@@ -120,6 +117,14 @@ def load_ranker(
     return model.eval(), checkpoint.fit_dense
 
 
+def new_ranker(config: BertConfig, pooled_activation: str, where: str | Path) -> BertRanker:
+    """A ranker whose weights mean nothing yet. Raises CheckpointError, which names `where` the config is from."""
+    try:
+        return BertRanker(config, pooled_activation)
+    except Exception as error:  # a setting out of range raises almost anything, deep inside torch
+        raise CheckpointError(f"{where}: no BERT can be made from its config ({error!r})") from None
+
+
 def missing_heads(model_dir: str | Path) -> list[str]:
     """Which of a pooler's and a classifier's parameters a model directory lacks. Raises CheckpointError."""
     weights = _read(Path(model_dir)).weights
@@ -134,15 +139,12 @@ def initial_ranker(
     Weights are normal with the config's `initializer_range` (Devlin et al. 2019 cut the normal at 2 deviations), biases
     0, LayerNorms the identity, and the embedding of padding 0, as in transformers. Raises CheckpointError.
     """
-    config, pooled_activation, config_file = _read_config(Path(model_dir))
+    config, pooled_activation = read_config(_config_file(Path(model_dir)))
     config.num_hidden_layers = num_layers
     config.hidden_size = hidden_size
     config.num_attention_heads = num_heads
     config.intermediate_size = intermediate_size
-    try:
-        model = BertRanker(config, pooled_activation)
-    except Exception as error:  # a setting out of range raises almost anything, deep inside torch
-        raise CheckpointError(f"{config_file}: no BERT can be made from it ({error!r})") from None
+    model = new_ranker(config, pooled_activation, model_dir)
     generator = torch.Generator().manual_seed(seed)
     words = model.bert.embeddings.word_embeddings
     with torch.no_grad():
@@ -265,11 +267,14 @@ def check_reads_features(
     return vocabulary
 
 
-def _read_config(model_dir: Path) -> tuple[BertConfig, str, Path]:
-    """What makes the encoder, the activation of its head, and the file that says so."""
+def _config_file(model_dir: Path) -> Path:
     if not model_dir.is_dir():
         raise CheckpointError(f"{model_dir} is not a directory; name a model directory")
-    config_file = _first_file(model_dir, "config.json", "bert_config.json")
+    return _first_file(model_dir, "config.json", "bert_config.json")
+
+
+def read_config(config_file: Path) -> tuple[BertConfig, str]:
+    """What makes the encoder, and the activation before its classifier. Raises CheckpointError for no BERT config."""
     try:
         settings = json.loads(config_file.read_text("utf-8"))
         if settings.get("model_type", "bert") != "bert":
@@ -294,11 +299,12 @@ def _read_config(model_dir: Path) -> tuple[BertConfig, str, Path]:
         raise CheckpointError(f"{config_file}: no BERT config ({error})") from None
     if pooled_activation not in POOLED_ACTIVATIONS:
         raise CheckpointError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
-    return config, pooled_activation, config_file
+    return config, pooled_activation
 
 
 def _read(model_dir: Path) -> Checkpoint:
-    config, pooled_activation, config_file = _read_config(model_dir)
+    config_file = _config_file(model_dir)
+    config, pooled_activation = read_config(config_file)
     weights_file = _first_file(model_dir, "model.safetensors", "pytorch_model.bin")
     try:
         if weights_file.suffix == ".safetensors":

@@ -25,26 +25,32 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
     """
     vocab_file, tokenizer_file = Path(model_dir) / "vocab.txt", Path(model_dir) / "tokenizer.json"
     if vocab_file.is_file():
-        path = vocab_file
-        try:
-            lines = vocab_file.read_bytes().decode("utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
-        tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    elif tokenizer_file.is_file():
-        path = tokenizer_file
+        return read_vocab_file(vocab_file)
+    if tokenizer_file.is_file():
         try:
             model = json.loads(tokenizer_file.read_text("utf-8"))["model"]
             if model.get("type", "WordPiece") != "WordPiece":
-                raise VocabularyError(f"{path}: a {model['type']} vocabulary; BERT's is WordPiece")
+                raise VocabularyError(f"{tokenizer_file}: a {model['type']} vocabulary; BERT's is WordPiece")
             ids = model["vocab"]
             tokens = sorted(ids, key=ids.__getitem__)
             if [ids[token] for token in tokens] != list(range(len(tokens))):
-                raise VocabularyError(f"{path}: token ids are not 0 to {len(tokens) - 1}")
+                raise VocabularyError(f"{tokenizer_file}: token ids are not 0 to {len(tokens) - 1}")
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise VocabularyError(f"{path}: no tokenizer file ({type(error).__name__}: {error})") from None
-    else:
-        raise VocabularyError(f"{model_dir} holds neither vocab.txt nor tokenizer.json; name a model directory")
+            raise VocabularyError(f"{tokenizer_file}: no tokenizer file ({type(error).__name__}: {error})") from None
+        return _checked(tokens, tokenizer_file)
+    raise VocabularyError(f"{model_dir} holds neither vocab.txt nor tokenizer.json; name a model directory")
+
+
+def read_vocab_file(path: Path) -> list[str]:
+    """Reads a `vocab.txt`, a token a line. Raises VocabularyError where it is no BERT WordPiece vocabulary."""
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
+    return _checked([line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)], path)
+
+
+def _checked(tokens: list[str], path: Path) -> list[str]:
     missing = [token for token in SPECIAL_TOKENS[:4] if token not in tokens]
     if missing:
         raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is no BERT vocabulary")

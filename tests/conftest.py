@@ -1,4 +1,6 @@
-"""Which tests run: `gpu` where there is a GPU, `example` where `-m` names it."""
+"""Which tests run: `gpu` where there is a GPU, `tensorflow` where it is installed, `example` where `-m` names it."""
+
+import importlib.util
 
 import pytest
 
@@ -10,6 +12,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs the example's encoder; run with -m example"))
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if item.get_closest_marker("tensorflow") and importlib.util.find_spec("tensorflow") is None:
+            item.add_marker(pytest.mark.skip(reason="needs TensorFlow"))
 
 
 def has_gpu() -> bool:
