@@ -1,6 +1,6 @@
 """The benchmark of the data scripts, at a size that takes seconds."""
 
-from tiny import assert_refused, run_script
+from tiny import assert_refused, run_main, run_script
 
 from benchmarks.big_collection import document, make_chunks, text_bytes
 
@@ -32,6 +32,6 @@ def test_small_run(tmp_path):
 
 
 def test_refusals(tmp_path):
-    assert_refused(run_script(SCRIPT, "--documents=100"), "--documents", "at least 200")
-    assert_refused(run_script(SCRIPT, "--work_dir", tmp_path / "none"), "--work_dir")
-    assert_refused(run_script(SCRIPT, "--documents=1000000000000"), "--work_dir", "no room")
+    assert_refused(run_main(SCRIPT, "--documents=100"), "--documents", "at least 200")
+    assert_refused(run_main(SCRIPT, "--work_dir", tmp_path / "none"), "--work_dir")
+    assert_refused(run_main(SCRIPT, "--documents=1000000000000"), "--work_dir", "no room")
