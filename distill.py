@@ -78,7 +78,7 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
         "+ soft + hard labels in one step. intermediate, prediction: TinyBERT's two steps, attention + hidden states, "
         "then soft labels. hard: labels alone, which is also how a teacher is fine-tuned",
     )
-    method.add_argument("--alpha", type=float, default=0.5, help="weight of soft labels, for standard (default 0.5)")
+    method.add_argument("--alpha", type=float, help="weight of soft labels, for standard alone (default 0.5)")
     for name, meaning in (
         ("att", "attention scores"),
         ("rep", "hidden states"),
@@ -97,7 +97,7 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
         action="store_true",
         help="attention and hidden states of real tokens only: another objective than the published one, and faster",
     )
-    method.add_argument("--temperature", type=float, default=1.0, help="of the soft labels (default 1)")
+    method.add_argument("--temperature", type=float, help="of the soft labels (default 1)")
     method.add_argument(
         "--pooled_activation",
         choices=POOLED_ACTIVATIONS,
@@ -153,6 +153,10 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuses what cannot work before anything is loaded."""
+    if args.alpha is None:
+        args.alpha = 0.5
+    elif args.distill_model != "standard":
+        raise InputError(f"--alpha: has no use with --distill_model {args.distill_model}, leave it out")
     if not 0 <= args.alpha <= 1:
         raise InputError("--alpha: needs to be from 0 to 1")
     set_weights(args)
@@ -165,6 +169,9 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if not needs_teacher and args.teacher_dropout:
         raise InputError("--teacher_dropout: has no use with hard labels alone, leave it out")
+    for name in ("temperature", "no_teacher_check"):
+        if getattr(args, name) and not args.soft_weight:
+            raise InputError(f"--{name}: has no use without soft labels, leave it out")
     compares_layers = args.att_weight + args.rep_weight > 0
     if args.ignore_padding and not compares_layers:
         raise InputError("--ignore_padding: has no use without attention and hidden states, leave it out")
@@ -186,6 +193,8 @@ def check_args(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}: needs to be {least} or more")
     if args.seed >= 1 << 64:
         raise InputError("--seed: needs to be below 2^64")
+    if args.temperature is None:
+        args.temperature = 1.0
     if not 0 < args.temperature < float("inf"):
         raise InputError("--temperature: needs to be above 0")
     if not 0 <= args.warmup_proportion < 1:

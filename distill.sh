@@ -18,14 +18,15 @@ layer_map=${layer_map:-}                    # teacher layers that the student's 
 ignore_padding=${ignore_padding:-no}        # yes: attention and hidden states of real tokens alone, not as published
 teacher_check=${teacher_check:-yes}         # no: also a teacher that cannot rank the pairs may teach
 teacher_dropout=${teacher_dropout:-no}      # yes: the teacher's dropout stays on, as in the published training
-alpha=${alpha:-0.5}                         # standard only: weight of the soft labels, the rest is for the hard ones
-temperature=${temperature:-1}               # above 1 softens the teacher's probabilities
+alpha=${alpha:-}                            # standard only: weight of the soft labels, the rest is for the hard ones.
+                                            # empty: 0.5
+temperature=${temperature:-}                # of soft labels; above 1 softens the teacher's probabilities. empty: 1
 pooled_activation=${pooled_activation:-}    # before the classifier. empty: as the teacher has it; relu: as published
 
 # --- files. Give a collection of your own a name, and say where its pairs and models are.
 collection=${collection:-python_docs}       # python_docs is the bundled example, which builds itself
 set_name=${set_name:-train}                 # general: train_pairs is plain text, for intermediate: general distillation
-train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
+train_pairs=${train_pairs:-}                # empty: data/COLLECTION/train_pairs.tsv, or text.txt there for general
 teacher_model=${teacher_model:-models/$collection/teacher}
 general_student_model=${general_student_model:-models/$collection/general_student}
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type}
@@ -66,8 +67,12 @@ case $distill_model_type in
     *) fail "distill_model_type=$distill_model_type is none of simplified, standard, tinybert, intermediate," \
         "prediction, hard" ;;
 esac
+if [[ $distill_model_type == tinybert && $soft_weight =~ ^0+\.?0*$ ]]; then
+    fail "soft_weight=$soft_weight leaves tinybert's second step nothing to learn from its teacher"
+fi
 case $set_name:$distill_model_type in
-    train:* | general:intermediate) ;;
+    train:*) train_pairs=${train_pairs:-data/$collection/train_pairs.tsv} ;;
+    general:intermediate) train_pairs=${train_pairs:-data/$collection/text.txt} ;;
     general:*) fail "set_name=general has no labels and no queries; it goes with distill_model_type=intermediate" ;;
     *) fail "set_name=$set_name is neither train nor general" ;;
 esac
@@ -79,8 +84,10 @@ if [[ $overwrite == no && -n $earlier ]]; then
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
 fi
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
-if [[ $collection != python_docs ]]; then
+if [[ $collection != python_docs || $set_name == general ]]; then
     [[ -r $train_pairs || -r $features_file ]] || fail "train_pairs=$train_pairs is not there"
+fi
+if [[ $collection != python_docs ]]; then
     for name in general_student_model teacher_model; do
         [[ -d ${!name} || ${!name} =~ $model_id || $name:$distill_model_type == teacher_model:hard ]] ||
             fail "$name=${!name} is not there"
@@ -110,6 +117,7 @@ tokenize() {
 }
 if [[ -z $features_file ]]; then
     features_file=${train_pairs%.gz}
+    [[ $set_name == train ]] || case_name+=.general
     features_file=${features_file%.t[sx][vt]}.$max_seq_length$case_name.features
     [[ $features_file -nt $train_pairs ]] || tokenize --overwrite
 elif [[ ! -e $features_file ]]; then
@@ -118,72 +126,71 @@ fi
 
 # Distils by a method from a student into an output directory; more flags may follow.
 distil() {
-    local method=$1 flags=()
-    if [[ $method != hard ]]; then
+    local flags=()
+    if [[ $1 != hard || -n $att_weight$rep_weight$soft_weight ]]; then
         flags+=(--teacher_model "$teacher_model")
-        [[ $teacher_dropout == no ]] || flags+=(--teacher_dropout)
-        [[ $teacher_check == yes ]] || flags+=(--no_teacher_check)
     fi
-    if [[ $method == simplified || $method == intermediate ]]; then
-        [[ -z $layer_map ]] || flags+=(--layer_map "$layer_map")
-        [[ $ignore_padding == no ]] || flags+=(--ignore_padding)
-    fi
+    [[ $teacher_dropout == no ]] || flags+=(--teacher_dropout)
+    [[ -z $alpha ]] || flags+=(--alpha "$alpha")
     [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
     [[ $fp16 == no ]] || flags+=(--fp16)
     [[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
     [[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
     [[ $overwrite == no ]] || flags+=(--overwrite)
-    "$python" distill.py --distill_model "$method" --features_file "$features_file" \
-        --general_student_model "$2" --output_student_dir "$3" \
-        --alpha "$alpha" --temperature "$temperature" --max_seq_length "$max_seq_length" "$case_flag" \
+    "$python" distill.py --distill_model "$1" --features_file "$features_file" \
+        --general_student_model "$2" --output_student_dir "$3" --max_seq_length "$max_seq_length" "$case_flag" \
         --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" \
         --num_train_epochs "$num_train_epochs" --warmup_proportion "$warmup_proportion" \
         --weight_decay "$weight_decay" --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" \
         --device "$device" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
         ${flags[@]+"${flags[@]}"} "${@:4}"
 }
-# The flags of those of the named weights that are set.
-weights=()
-set_weights() {
-    weights=()
-    local name
-    for name in "$@"; do
-        [[ -z ${!name} ]] || weights+=("--$name" "${!name}")
-    done
-}
+
+# The flags of attention and hidden states, and those of labels, as far as their variables are set.
+layer_terms=() label_terms=()
+[[ -z $att_weight ]] || layer_terms+=(--att_weight "$att_weight")
+[[ -z $rep_weight ]] || layer_terms+=(--rep_weight "$rep_weight")
+[[ -z $layer_map ]] || layer_terms+=(--layer_map "$layer_map")
+[[ $ignore_padding == no ]] || layer_terms+=(--ignore_padding)
+[[ -z $soft_weight ]] || label_terms+=(--soft_weight "$soft_weight")
+[[ -z $hard_weight ]] || label_terms+=(--hard_weight "$hard_weight")
+[[ -z $temperature ]] || label_terms+=(--temperature "$temperature")
+[[ $teacher_check == yes ]] || label_terms+=(--no_teacher_check)
 if [[ $distill_model_type == tinybert ]]; then
     intermediate_dir=${output_student_dir}_intermediate
-    if [[ $overwrite == yes || ! -e $intermediate_dir/config.json ]]; then
-        set_weights att_weight rep_weight
-        distil intermediate "$general_student_model" "$intermediate_dir" ${weights[@]+"${weights[@]}"} \
-            --learning_rate "$intermediate_learning_rate" --num_train_epochs "$intermediate_num_train_epochs"
-    else
+    if [[ -e $intermediate_dir/config.json && ! -e $output_student_dir/config.json ]]; then
         echo "The first step is done: $intermediate_dir"
+    else
+        distil intermediate "$general_student_model" "$intermediate_dir" ${layer_terms[@]+"${layer_terms[@]}"} \
+            --learning_rate "$intermediate_learning_rate" --num_train_epochs "$intermediate_num_train_epochs"
     fi
-    set_weights soft_weight hard_weight
-    distil prediction "$intermediate_dir" "$output_student_dir" ${weights[@]+"${weights[@]}"}
+    distil prediction "$intermediate_dir" "$output_student_dir" ${label_terms[@]+"${label_terms[@]}"}
 else
-    set_weights att_weight rep_weight soft_weight hard_weight
-    distil "$distill_model_type" "$general_student_model" "$output_student_dir" ${weights[@]+"${weights[@]}"}
-fi
-if [[ $distill_model_type == intermediate ]]; then
-    echo "The student is in $output_student_dir. It is no ranker yet; distil it further:"
-    echo "    general_student_model=${output_student_dir@Q} bash distill.sh"
-    exit
+    distil "$distill_model_type" "$general_student_model" "$output_student_dir" \
+        ${layer_terms[@]+"${layer_terms[@]}"} ${label_terms[@]+"${label_terms[@]}"}
 fi
 
-# What reranker.sh cannot know by itself.
-settings=()
+# What the next script cannot know by itself.
+settings=() next=reranker.sh
 [[ $collection == python_docs ]] || settings+=("collection=${collection@Q}")
-if [[ $distill_model_type == hard ]]; then
-    settings+=("teacher_model=")
-elif [[ $teacher_model != "models/$collection/teacher" ]]; then
-    settings+=("teacher_model=${teacher_model@Q}")
-fi
-if [[ $output_student_dir != "models/$collection/student_simplified" ]]; then
-    settings+=("student_model=${output_student_dir@Q}")
+if [[ $distill_model_type == intermediate && -z $soft_weight$hard_weight ]]; then
+    next=distill.sh
+    settings+=("general_student_model=${output_student_dir@Q}")
+else
+    if [[ $distill_model_type == hard ]]; then
+        settings+=("teacher_model=")
+    elif [[ $teacher_model != "models/$collection/teacher" ]]; then
+        settings+=("teacher_model=${teacher_model@Q}")
+    fi
+    if [[ $output_student_dir != "models/$collection/student_simplified" ]]; then
+        settings+=("student_model=${output_student_dir@Q}")
+    fi
 fi
 [[ $max_seq_length == 128 ]] || settings+=("max_seq_length=$max_seq_length")
 [[ $do_lower_case == yes ]] || settings+=("do_lower_case=no")
-echo "The student is in $output_student_dir. Next, re-rank with it:"
-echo "   " ${settings[@]+"${settings[@]}"} "bash reranker.sh"
+if [[ $next == distill.sh ]]; then
+    echo "The student is in $output_student_dir. It is no ranker yet; distil it further:"
+else
+    echo "The student is in $output_student_dir. Next, re-rank with it:"
+fi
+echo "   " ${settings[@]+"${settings[@]}"} "bash $next"

@@ -33,7 +33,8 @@ fail() {
 for name in do_lower_case fp16; do
     case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
-[[ -e $student_model/config.json || -e $student_model/bert_config.json ]] ||
+model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
+[[ -e $student_model/config.json || -e $student_model/bert_config.json || $student_model =~ $model_id ]] ||
     fail "$student_model holds no student; run 'bash distill.sh' first, or set student_model"
 for name in test_pairs candidates_run qrels; do
     [[ -r ${!name} || ($name == test_pairs && -r $features_file) ]] || fail "$name=${!name} is not there"

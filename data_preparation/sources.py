@@ -202,7 +202,8 @@ def _open_ir_datasets(name: str, own: set[str]) -> Collection:
             _one_line_errors(name),
         ):
             for row in dataset.docs_iter():
-                yield Document(check_id("document", row.doc_id), *_title_and_body(row))
+                title, body = (text.replace("\0", " ") for text in _title_and_body(row))
+                yield Document(check_id("document", row.doc_id), title, body)
                 progress.update()
 
     queries: dict[str, str] = {}
@@ -226,12 +227,13 @@ def _open_ir_datasets(name: str, own: set[str]) -> Collection:
 
 
 def _title_and_body(row: Any) -> tuple[str, str]:
-    """Of a document of ir_datasets. Every dataset has fields of its own; all have a `default_text()`."""
-    for field in ("body", "text", "abstract"):
-        if isinstance(body := getattr(row, field, None), str):
-            title = getattr(row, "title", None)
-            return title if isinstance(title, str) else "", body
-    return "", row.default_text()
+    """Of a document of ir_datasets. Every dataset has fields of its own; all have a `default_text()`.
+
+    A body that is no text, such as a list of sections, is in there as well.
+    """
+    title = getattr(row, "title", None)
+    body = next((getattr(row, field) for field in ("body", "text", "abstract") if hasattr(row, field)), None)
+    return (title if isinstance(title, str) else "", body) if isinstance(body, str) else ("", row.default_text())
 
 
 @contextlib.contextmanager

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # From a BEIR collection to a table of every method: candidates, pairs, a teacher, filtered positives, a general
 # student, and a student by each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
-# What is there already is not made again: after a stop, the same command goes on. To make a part again, remove it.
-# Every variable can be edited here or set from the environment. SciFact as below takes about 90 minutes on 2 cores of a
-# processor that multiplies bfloat16 (no GPU), 2 GB of memory and 1 GB of disk; results/scifact/ has its figures.
+# What is there already is not made again: after a stop, the same command goes on. To make a part again, remove it and
+# all that was made of it. Every variable can be edited here or set from the environment. SciFact as below takes about
+# 90 minutes on 2 cores of a processor that multiplies bfloat16 (no GPU), 3 GB of memory and 1 GB of disk;
+# results/scifact/ has its figures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # --- collection
 name=${name:-scifact}                       # data/NAME, models/NAME and runs/NAME are written
-source=${source:-}                          # a BEIR folder, or ir_datasets:beir/NAME
-train_split=${train_split:-train}           # the folder's split, or the dataset's part behind the last slash
-test_split=${test_split:-test}              # where num_held_out is 0
+source=${source:-}                          # a BEIR folder (from the project's folder, if relative), or
+                                            # ir_datasets:beir/NAME
+train_split=${train_split-train}            # the folder's split, or the dataset's part behind the last slash, if any
+test_split=${test_split-test}               # where num_held_out is 0
 num_held_out=${num_held_out:-0}             # training queries to test with instead, for a collection without test split
 
 # --- pairs
@@ -36,11 +38,13 @@ teacher_learning_rate=${teacher_learning_rate:-2e-5} # at 5e-5 MiniLM learned ha
 teacher_epochs=${teacher_epochs:-1}
 learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for far more updates
 num_train_epochs=${num_train_epochs:-2}     # of the students
+device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-python}                    # the interpreter
 
 [[ -n $source ]] || { echo "beir.sh: set source to a BEIR folder or to ir_datasets:beir/NAME" >&2; exit 2; }
 data=data/$name models=models/$name runs=runs/$name
-export collection=$name max_seq_length train_batch_size python
+export collection=$name max_seq_length train_batch_size device python
+export overwrite=yes                        # for a student whose training was stopped; a finished one stays
 mkdir -p "$data" "$models" "$runs"
 
 # Runs a command unless what it makes is there.
@@ -50,36 +54,39 @@ make() {
 prepare() {
     "$python" "data_preparation/$1.py" "${@:2}"
 }
-# The flags for a split of the collection.
+# Sets split_flags for a split of the collection.
 of_split() {
     case $source in
-        ir_datasets:*) echo "--collection $source/$1" ;;
-        *) echo "--collection $source --split $1" ;;
+        ir_datasets:*) split_flags=(--collection "$source${1:+/$1}") ;;
+        *) split_flags=(--collection "$source" ${1:+--split "$1"}) ;;
     esac
 }
 
 # --- candidates
-make "$data/top100.train" prepare make_candidates $(of_split "$train_split") --overwrite \
-    --output_run_file "$data/top100.train" --output_qrels_file "$data/qrels.all.tsv"
+of_split "$train_split"
+make "$data/top100.train" prepare make_candidates "${split_flags[@]}" --output_run_file "$data/top100.train" \
+    --output_qrels_file "$data/qrels.all.tsv" --overwrite
+train_qrels=$data/qrels.all.tsv
 if ((num_held_out)); then
-    test_split=$train_split
+    train_qrels=$data/qrels.train.tsv
     make "$data/qrels.test.tsv" prepare split_queries --qrels "$data/qrels.all.tsv" --num_dev "$num_held_out" \
-        --output_train_qrels "$data/qrels.train.tsv" --output_dev_qrels "$data/qrels.test.tsv" --overwrite
-    make "$data/top100.test" prepare make_candidates $(of_split "$test_split") --qrels "$data/qrels.test.tsv" \
+        --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.tsv" --overwrite
+    make "$data/top100.test" prepare make_candidates "${split_flags[@]}" --qrels "$data/qrels.test.tsv" \
         --output_run_file "$data/top100.test"
 else
-    make "$data/qrels.train.tsv" cp "$data/qrels.all.tsv" "$data/qrels.train.tsv"
-    make "$data/top100.test" prepare make_candidates $(of_split "$test_split") --overwrite \
-        --output_run_file "$data/top100.test" --output_qrels_file "$data/qrels.test.tsv"
+    of_split "$test_split"
+    make "$data/top100.test" prepare make_candidates "${split_flags[@]}" --output_run_file "$data/top100.test" \
+        --output_qrels_file "$data/qrels.test.tsv" --overwrite
 fi
 
-# --- pairs
-make "$data/all_pairs.tsv" prepare make_train_pairs $(of_split "$train_split") --qrels "$data/qrels.train.tsv" \
+# --- pairs. Their reports are written last.
+make "$data/test_pairs.tsv.report.json" prepare make_rerank_pairs "${split_flags[@]}" --candidates "$data/top100.test" \
+    --depth "$rerank_depth" --window "$window" --stride "$stride" --output_pairs_file "$data/test_pairs.tsv" --overwrite
+of_split "$train_split"
+make "$data/all_pairs.tsv.report.json" prepare make_train_pairs "${split_flags[@]}" --qrels "$train_qrels" \
     --candidates "$data/top100.train" --window "$window" --stride "$stride" --num_negatives "$num_negatives" \
     --num_random_negatives "$num_random_negatives" --output_pairs_file "$data/all_pairs.tsv" \
     --output_positives_file "$data/positives.tsv" --overwrite
-make "$data/test_pairs.tsv" prepare make_rerank_pairs $(of_split "$test_split") --candidates "$data/top100.test" \
-    --depth "$rerank_depth" --window "$window" --stride "$stride" --output_pairs_file "$data/test_pairs.tsv"
 
 # --- teacher: the encoder, fine-tuned on the labels of all pairs
 if [[ -z $encoder ]]; then
@@ -90,15 +97,15 @@ make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$dat
     general_student_model="$encoder" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
     num_train_epochs="$teacher_epochs" bash distill.sh
 
-# --- positives that the teacher finds relevant, in full precision: which ones are kept should not hang on the machine
+# --- positives that the teacher finds relevant
 positives=$data/positives.$max_seq_length.features
 make "$positives" "$python" tokenize_to_features.py --set_name test --raw_data_file "$data/positives.tsv" \
     --output_features_file "$positives" --bert_model_dir "$models/teacher" --max_seq_length "$max_seq_length"
 make "$data/positives.scores.tsv" "$python" rerank.py --model_dir "$models/teacher" --features_file "$positives" \
-    --output_scores_file "$data/positives.scores.tsv"
-make "$data/train_pairs.tsv" prepare filter_positives --pairs_file "$data/all_pairs.tsv" \
+    --output_scores_file "$data/positives.scores.tsv" --device "$device"
+make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file "$data/all_pairs.tsv" \
     --scores_file "$data/positives.scores.tsv" --threshold "$threshold" --best "$best_positives" \
-    --output_pairs_file "$data/train_pairs.tsv"
+    --output_pairs_file "$data/train_pairs.tsv" --overwrite
 
 # --- general student: layers of the encoder, distilled on plain text
 make "$data/text.txt" prepare make_text --collection "$source" --max_documents "$general_documents" \

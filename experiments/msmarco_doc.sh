@@ -2,18 +2,21 @@
 # The paper's setting on MS MARCO documents, from the downloaded files to its runs:   bash experiments/msmarco_doc.sh
 # Teacher BERT-Base, students of 6 layers / 768 and 3 layers / 384, Standard KD, TinyBERT and Simplified TinyBERT, runs
 # over the dev queries and over TREC 2019 DL. What is there already is not made again: after a stop, the same command
-# goes on. To make a part again, remove it. Every variable can be edited here or set from the environment.
+# goes on. To make a part again, remove it and all that was made of it. Every variable can be edited here or set from
+# the environment.
 #
 # Put into $downloads, as https://microsoft.github.io/msmarco/Datasets names them:
 #     msmarco-docs.tsv.gz  msmarco-doctrain-queries.tsv.gz  msmarco-doctrain-qrels.tsv.gz  msmarco-doctrain-top100.gz
 #     msmarco-docdev-queries.tsv.gz  msmarco-docdev-qrels.tsv.gz  msmarco-docdev-top100.gz
 #     msmarco-test2019-queries.tsv.gz  msmarco-doctest2019-top100.gz  2019qrels-docs.txt
-# and the teacher, BERT-Base of https://github.com/nyu-dl/dl4marco-bert, with its bert_config.json and vocab.txt.
+# and the teacher, BERT-Base of https://github.com/nyu-dl/dl4marco-bert, with its bert_config.json and vocab.txt, which
+# needs TensorFlow to be converted: pip install tensorflow-cpu==2.21.0
 #
-# To expect, by arithmetic from the sizes of the files; it has not been run over all of MS MARCO here. Disk: 60 GB with
-# the downloads. Memory: 24 GB, most of it for the training documents. Time on one GPU: that of scoring about 5 million
-# positives and 2 x 7 million re-rankings of the dev passages for each model, and of 5 distillations of 2 epochs over
-# the pairs; limit it with the variables under "pairs". Not for a CPU: one distillation is months of work there.
+# To expect, by arithmetic from the sizes of the published files; it has not been run over all of MS MARCO here. Disk:
+# 60 GB with the downloads. Memory: 15 GB, for the documents and candidates to train with. Time on one GPU: that of
+# scoring 5 million positives with the teacher, of re-ranking 7.5 million passages with each of 7 models, and of 8
+# trainings of 2 epochs over the pairs, besides general distillation. Fewer students or methods make it less. Not for a
+# CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -56,10 +59,12 @@ num_train_epochs=${num_train_epochs:-2}
 eval_batch_size=${eval_batch_size:-256}     # of re-ranking
 fp16=${fp16:-yes}                           # no: everything in full precision
 train_loss_step=${train_loss_step:-100}
+device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-python}                    # the interpreter
 
 data=data/$name models=models/$name runs=runs/$name
-export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size fp16 train_loss_step python
+export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size fp16 train_loss_step device python
+export overwrite=yes                        # for a student whose training was stopped; a finished one stays
 mkdir -p "$data" "$models" "$runs/dev" "$runs/trec"
 
 # Runs a command unless what it makes is there.
@@ -74,10 +79,10 @@ prepare() {
 make "$models/teacher/config.json" prepare convert_tf_checkpoint --tf_checkpoint "$teacher_checkpoint" \
     --output_dir "$models/teacher"
 
-# --- pairs to train with: positives that the teacher finds relevant, and negatives
-make "$data/positives.tsv.gz" prepare make_train_pairs --collection "$documents" --queries "$train_queries" \
-    --qrels "$train_qrels" --candidates "$train_candidates" --window "$window" --stride "$stride" \
-    --num_negatives "$num_negatives" --output_pairs_file "$data/all_pairs.tsv.gz" \
+# --- pairs to train with: positives that the teacher finds relevant, and negatives. The reports are written last.
+make "$data/all_pairs.tsv.gz.report.json" prepare make_train_pairs --collection "$documents" \
+    --queries "$train_queries" --qrels "$train_qrels" --candidates "$train_candidates" --window "$window" \
+    --stride "$stride" --num_negatives "$num_negatives" --output_pairs_file "$data/all_pairs.tsv.gz" \
     --output_positives_file "$data/positives.tsv.gz" --overwrite
 positives=$data/positives.$max_seq_length.features fp16_flag=()
 [[ $fp16 != yes ]] || fp16_flag=(--fp16)
@@ -85,18 +90,18 @@ make "$positives" "$python" tokenize_to_features.py --set_name test --raw_data_f
     --output_features_file "$positives" --bert_model_dir "$models/teacher" --max_seq_length "$max_seq_length"
 make "$data/positives.scores.tsv" "$python" rerank.py --model_dir "$models/teacher" --features_file "$positives" \
     --output_scores_file "$data/positives.scores.tsv" --eval_batch_size "$eval_batch_size" \
-    ${fp16_flag[@]+"${fp16_flag[@]}"}
-make "$data/train_pairs.tsv" prepare filter_positives --pairs_file "$data/all_pairs.tsv.gz" \
+    --device "$device" ${fp16_flag[@]+"${fp16_flag[@]}"}
+make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file "$data/all_pairs.tsv.gz" \
     --scores_file "$data/positives.scores.tsv" --threshold "$threshold" --best "$best_positives" \
-    --output_pairs_file "$data/train_pairs.tsv"
+    --output_pairs_file "$data/train_pairs.tsv" --overwrite
 
 # --- pairs to re-rank
-make "$data/dev_pairs.tsv" prepare make_rerank_pairs --collection "$documents" --queries "$dev_queries" \
+make "$data/dev_pairs.tsv.report.json" prepare make_rerank_pairs --collection "$documents" --queries "$dev_queries" \
     --candidates "$dev_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
-    --output_pairs_file "$data/dev_pairs.tsv"
-make "$data/trec_pairs.tsv" prepare make_rerank_pairs --collection "$documents" --queries "$trec_queries" \
+    --output_pairs_file "$data/dev_pairs.tsv" --overwrite
+make "$data/trec_pairs.tsv.report.json" prepare make_rerank_pairs --collection "$documents" --queries "$trec_queries" \
     --candidates "$trec_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
-    --output_pairs_file "$data/trec_pairs.tsv"
+    --output_pairs_file "$data/trec_pairs.tsv" --overwrite
 
 # --- general student 3/384: from scratch, distilled on plain text
 if [[ -z $general_text ]]; then

@@ -24,7 +24,8 @@ def read_documents(path: str | Path, on_position: Callable[[int], None] | None =
     """Streams a file's documents, one a line; `on_position` is told of the progress, as in `read_lines`.
 
     A name that ends in `.jsonl` or `.jsonl.gz` is of BEIR's layout, an object with `_id`, `title` (which may be
-    missing) and `text`. Any other is of MS MARCO's: docid, url, title and body, tab-separated.
+    missing) and `text`. Any other is of MS MARCO's: docid, url, title and body, tab-separated, where a NUL or a `\\r`
+    inside a line counts as a blank.
 
     Raises InputError, naming file and line, for a wrong number of columns, what is no such object, or an id that is
     empty or holds white space.
@@ -38,7 +39,7 @@ def read_documents(path: str | Path, on_position: Callable[[int], None] | None =
                 raise InputError(f"{path} line {number}: {error}") from None
             yield document
         return
-    for number, line in read_lines(path, on_position):
+    for number, line in read_lines(path, on_position, web_text=True):
         fields = line.split("\t", 3)  # a search beyond the third tab, by `in`, is ten times faster than a split
         if len(fields) != 4 or "\t" in fields[3]:
             columns = line.count("\t") + 1

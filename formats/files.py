@@ -41,11 +41,14 @@ def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
         sys.exit(130)
 
 
-def read_lines(path: str | Path, on_position: Callable[[int], None] | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: str | Path, on_position: Callable[[int], None] | None = None, web_text: bool = False
+) -> Iterator[tuple[int, str]]:
     """Yields `(line number from 1, line)` of a UTF-8 text file, unpacked where the name ends in `.gz`.
 
     Only `\\n` ends a line; one `\\r` before it and a byte-order mark at the start are dropped. For a progress bar,
-    `on_position` is called every 1,024 lines and at the end with the position in the file on disk, packed or not.
+    `on_position` is called every 1,024 lines and at the end with the position in the file on disk, packed or not. In
+    `web_text`, which nobody can mend by hand, a NUL and a `\\r` inside a line count as blanks.
 
     Raises InputError for an empty file, invalid UTF-8, a NUL, a lone `\\r`, a line over 64 MiB, or a damaged `.gz`.
     """
@@ -63,6 +66,8 @@ def read_lines(path: str | Path, on_position: Callable[[int], None] | None = Non
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+                if web_text:
+                    raw = raw.replace(b"\0", b" ").replace(b"\r", b" ")
                 if b"\0" in raw:
                     raise InputError(f"{path} line {number}: holds a NUL byte, so it is no text")
                 if b"\r" in raw:

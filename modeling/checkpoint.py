@@ -161,22 +161,18 @@ def initial_ranker(
 def make_fit_dense(
     student_size: int, teacher_size: int, saved: dict[str, torch.Tensor], seed: int, initializer_range: float
 ) -> nn.Linear:
-    """The linear map from student to teacher hidden states, from a checkpoint or, with a warning, from initial values.
+    """The linear map from student to teacher hidden states.
 
-    Raises CheckpointError where the saved one has another shape.
+    It comes from a checkpoint, or, where that has none or was taught by a teacher of another size, with a warning from
+    initial values.
     """
     fit_dense = nn.Linear(student_size, teacher_size)
-    if not saved:
-        logger.warning("student: fit_dense not found, starting from initial values")
+    needed = {name: tensor.shape for name, tensor in fit_dense.state_dict().items()}
+    if {name: tensor.shape for name, tensor in saved.items()} != needed:
+        reason = "is for a teacher of another size" if saved else "not found"
+        logger.warning("student: fit_dense %s, starting from initial values", reason)
         generator = torch.Generator().manual_seed(seed)
-        saved = {
-            name: _initial_values(tensor.shape, initializer_range, generator)
-            for name, tensor in fit_dense.state_dict().items()
-        }
-    for name, tensor in fit_dense.state_dict().items():
-        if name not in saved or saved[name].shape != tensor.shape:
-            found = tuple(saved[name].shape) if name in saved else "missing"
-            raise CheckpointError(f"student: fit_dense.{name} is {found} where the teacher needs {tuple(tensor.shape)}")
+        saved = {name: _initial_values(shape, initializer_range, generator) for name, shape in needed.items()}
     fit_dense.load_state_dict(saved)
     return fit_dense
 

@@ -33,6 +33,8 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     for line in joined.splitlines():
         for script, rest in re.findall(r"(?:python|\$python\"?) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
             found.append((script, re.findall(r"(?<![\w-])--([\w-]+)", rest)))
+        for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
+            found.append((f"data_preparation/{name}.py", re.findall(r"(?<![\w-])--([\w-]+)", rest)))
     return found
 
 
@@ -67,12 +69,12 @@ MADE = {"vocab.txt", "2019qrels-docs.txt"}
 
 
 def test_shell_variables_that_the_readme_sets_exist():
-    scripts = "\n".join(path.read_text() for path in SHELL_SCRIPTS)
-    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S):
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            if re.search(r"bash \S+\.sh", line):
-                for name in re.findall(r"(\w+)=\S+", line.partition("bash ")[0]):
-                    assert f"{name}=${{{name}:-" in scripts, name
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(r"((?:\w+=\S+ +)+)bash (\S+\.sh)", re.sub(r"\\\n\s*", " ", readme))
+    assert len(found) > 8
+    for assignments, script in found:
+        for name in re.findall(r"(\w+)=\S", assignments):
+            assert re.search(rf"^{name}=\${{{name}:?-", (ROOT / script).read_text(), flags=re.M), f"{script}: {name}"
 
 
 def test_environments_name_the_same_packages():

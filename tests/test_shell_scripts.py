@@ -199,8 +199,9 @@ def test_general_distillation_then_a_method_with_another_weight(variables: dict[
     }
     done = bash("distill.sh", own, output_student_dir=f"{tmp_path}/general")
     assert done.returncode == 0, done.stderr
-    assert f"general_student_model='{tmp_path}/general' bash distill.sh" in done.stdout
-    assert read_header(tmp_path / "text.19.features").set_name == "general"
+    line = f"collection='mine' general_student_model='{tmp_path}/general' max_seq_length=19 bash distill.sh"
+    assert line in done.stdout
+    assert read_header(tmp_path / "text.19.general.features").set_name == "general"
     done = bash(
         "distill.sh", variables, general_student_model=f"{tmp_path}/general", hard_weight="0", teacher_check="no",
         output_student_dir=f"{tmp_path}/student",
@@ -209,3 +210,27 @@ def test_general_distillation_then_a_method_with_another_weight(variables: dict[
     log = log_of(tmp_path / "student")
     assert "hard_weight=0.0" in log and "soft_weight=1.0" in log and "no_teacher_check=True" in log
     assert "fit_dense not found" not in log
+
+
+@pytest.mark.parametrize(
+    ("variables_set", "says"),
+    [
+        ({"distill_model_type": "standard", "layer_map": "2,4,6"}, "--layer_map: has no use"),
+        ({"distill_model_type": "prediction", "ignore_padding": "yes"}, "--ignore_padding: has no use"),
+        ({"distill_model_type": "hard", "temperature": "2"}, "--temperature: has no use"),
+        ({"distill_model_type": "simplified", "alpha": "0.5"}, "--alpha: has no use"),
+        ({"distill_model_type": "tinybert", "soft_weight": "0"}, "soft_weight=0 leaves"),
+        ({"distill_model_type": "intermediate", "set_name": "general", "train_pairs": ""}, "text.txt is not there"),
+    ],
+)
+def test_a_variable_without_use_is_refused(variables: dict[str, str], tmp_path: Path, variables_set: dict, says: str):
+    done = bash("distill.sh", variables, output_student_dir=f"{tmp_path}/student", **variables_set)
+    assert done.returncode == 2 and says in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "student").exists()
+
+
+def test_hard_labels_can_be_joined_by_a_teacher(variables: dict[str, str], tmp_path: Path) -> None:
+    own = {"distill_model_type": "hard", "soft_weight": "0.5", "output_student_dir": f"{tmp_path}/student"}
+    done = bash("distill.sh", variables, **own)
+    assert done.returncode == 0, done.stderr
+    assert f"teacher_model={variables['teacher_model']}" in log_of(tmp_path / "student")
