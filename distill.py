@@ -56,12 +56,9 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     data.add_argument("--features_file", type=Path, required=True, help="tokenized training pairs")
     data.add_argument(
         "--teacher_model",
-        type=Path,
         help="model directory of the teacher, or its id on the Hugging Face Hub; none with --distill_model hard",
     )
-    data.add_argument(
-        "--general_student_model", type=Path, required=True, help="model directory, or id, the student starts from"
-    )
+    data.add_argument("--general_student_model", required=True, help="model directory, or id, the student starts from")
     data.add_argument("--output_student_dir", type=Path, required=True, help="directory to write")
     data.add_argument(
         "--overwrite",
@@ -249,8 +246,9 @@ def check_output_dir(args: argparse.Namespace) -> None:
         raise InputError(f"--output_student_dir: {directory} is a file")
     checkpoints = earlier_checkpoints(directory)
     for source in filter(None, (args.teacher_model, args.general_student_model, args.features_file)):
-        is_lost = source.resolve() == directory.resolve() or any(
-            source.resolve().is_relative_to(checkpoint.resolve()) for checkpoint in checkpoints
+        path = Path(source).resolve()
+        is_lost = path == directory.resolve() or any(
+            path.is_relative_to(checkpoint.resolve()) for checkpoint in checkpoints
         )
         if is_lost and args.overwrite:
             raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")

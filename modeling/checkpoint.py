@@ -169,7 +169,7 @@ def make_fit_dense(
     fit_dense = nn.Linear(student_size, teacher_size)
     needed = {name: tensor.shape for name, tensor in fit_dense.state_dict().items()}
     if {name: tensor.shape for name, tensor in saved.items()} != needed:
-        reason = "is for a teacher of another size" if saved else "not found"
+        reason = "does not fit this teacher" if saved else "not found"
         logger.warning("student: fit_dense %s, starting from initial values", reason)
         generator = torch.Generator().manual_seed(seed)
         saved = {name: _initial_values(shape, initializer_range, generator) for name, shape in needed.items()}

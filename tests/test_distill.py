@@ -252,7 +252,7 @@ def test_a_map_to_a_teacher_of_another_size_is_not_used(inputs: Path, tmp_path: 
         distil(inputs, tmp_path / f"from_{name}", "--general_student_model", tmp_path / name)
     assert loss_lines(tmp_path / "from_narrow") == loss_lines(tmp_path / "from_none")
     log = (tmp_path / "from_narrow" / "distill.log").read_text()
-    assert "WARNING student: fit_dense is for a teacher of another size, starting from initial values" in log
+    assert "WARNING student: fit_dense does not fit this teacher, starting from initial values" in log
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(inputs: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run(home: Path, *args: object, endpoint: str | None = None) -> Finished:
     variables = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"} | online
     command = [sys.executable, *map(str, args)]
     done = subprocess.run(
-        command, cwd=ROOT, env=ONE_THREAD | variables, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=ONE_THREAD | variables, capture_output=True, text=True, timeout=300, check=False
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
