@@ -63,6 +63,8 @@ than before, and are counted.""",
         raise InputError(f"--best: {args.best} is below 0")
     if args.threshold == 0 and args.best == 0:
         raise InputError("--threshold and --best: with 0 for both nothing is filtered; set one of them")
+    if args.keep_best and args.threshold == 0:
+        raise InputError("--keep_best: has no use with --threshold 0, which drops no best one; leave it out")
     inputs = [args.pairs_file, args.scores_file]
     refuse_with_report(
         args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs, suffixes=(".png", ".report.json")

@@ -67,3 +67,11 @@ def test_json_lines_names_file_and_line(tmp_path, line, message):
     with pytest.raises(InputError) as caught:
         list(read_json_lines(path))
     assert str(caught.value).startswith(f"{path} line 2: ") and message in str(caught.value)
+
+
+def test_text_of_the_web_has_blanks_for_what_no_one_can_mend(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"a\0b\rc\r\n\r\r\n")
+    assert list(read_lines(path, web_text=True)) == [(1, "a b c"), (2, " ")]
+    with pytest.raises(InputError, match="line 1: holds a NUL"):
+        list(read_lines(path))

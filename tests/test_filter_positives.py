@@ -205,6 +205,7 @@ def refused(tmp_path: Path, rows: list[tuple[str, int, float | None]], *more: ob
         (["--threshold", "nan"], ["--threshold", "nan"]),
         (["--best", -1], ["--best", "below 0"]),
         (["--best", 0, "--threshold", 0], ["--best", "--threshold", "nothing"]),
+        (["--keep_best", "--threshold", 0], ["--keep_best", "no use with --threshold 0"]),
         (["--threshold", 0.95], ["--threshold", "none of the 8", "0.9", "--keep_best"]),
     ],
 )

@@ -103,6 +103,30 @@ def test_the_source_of_a_beir_collection_has_to_be_named(project: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("beir.sh: set source")
 
 
+def test_the_split_of_a_source_is_named_as_it_has_to_be(project: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "python with a blank"
+    calls.write_text('#!/bin/bash\n[[ $1 == *make_candidates* ]] || exit 3\nprintf "[%s] " "$@"; echo\n')
+    calls.chmod(0o755)
+
+    def first_calls(**variables: str) -> list[str]:
+        done = run_recipe(project, "beir.sh", python=str(calls), **variables)
+        assert done.returncode == 3, done.stderr
+        return [re.sub(r"^\S+ (.*?)\[--output_run_file.*", r"\1", line) for line in done.stdout.splitlines()]
+
+    assert first_calls(source="my beir") == [
+        "[--collection] [my beir] [--split] [train] ",
+        "[--collection] [my beir] [--split] [test] ",
+    ]
+    assert first_calls(source="ir_datasets:beir/x") == [
+        "[--collection] [ir_datasets:beir/x/train] ",
+        "[--collection] [ir_datasets:beir/x/test] ",
+    ]
+    assert (
+        first_calls(source="ir_datasets:beir/x", train_split="", test_split="")
+        == ["[--collection] [ir_datasets:beir/x] "] * 2
+    )
+
+
 def test_the_papers_setting(project: Path, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
