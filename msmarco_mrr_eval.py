@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from formats.files import InputError, run_script
-from formats.trec import rank_documents, read_qrels, read_run
+from formats.trec import rank_documents, read_qrels_with_note, read_run
 
 DESCRIPTION = """Prints the number of queries of a run (query_num), MRR and MRR@10 over them. Reads TREC judgements,
 `query_id 0 doc_id relevance`, of which a relevance above 0 is relevant, and a TREC run,
@@ -39,17 +39,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    conflicts: list[str] = []
-    qrels = read_qrels(args.qrels, on_conflict=conflicts.append)
+    qrels = read_qrels_with_note(args.qrels)
     run = read_run(args.run)
     unjudged = sum(query_id not in qrels for query_id in run)
     if unjudged == len(run):
         raise InputError(f"{args.qrels} and {args.run} share no query; are they of the same collection?")
-    if conflicts:
-        print(
-            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
-            file=sys.stderr,
-        )
     if unjudged:
         print(f"note: {unjudged} of {len(run)} queries have no judgements and count 0", file=sys.stderr)
     ranks = [first_relevant_rank(scores, qrels.get(query_id, {})) for query_id, scores in run.items()]

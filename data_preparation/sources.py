@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from formats.documents import Document, read_documents
 from formats.files import InputError, check_id
 from formats.queries import add_query, read_queries
-from formats.trec import rank_documents, read_qrels, read_run
+from formats.trec import rank_documents, read_qrels_with_note, read_run
 
 IR_DATASETS = "ir_datasets:"
 
@@ -82,7 +81,7 @@ def open_collection(args: argparse.Namespace) -> Collection:
         collection = _open_file(path)
     if "queries" in own and not collection.queries:
         raise InputError(f"--queries: {args.collection} comes without queries; name a file of them")
-    readers = {"queries": read_queries, "qrels": _read_qrels, "candidates": _read_candidates}
+    readers = {"queries": read_queries, "qrels": read_qrels_with_note, "candidates": _read_candidates}
     return collection._replace(**{name: readers[name](path) for name, path in given.items()})
 
 
@@ -137,7 +136,7 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
         raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
     # Queries of all splits in one file: those of this split are the ones that it judges.
     judged_only = "queries" in own and split is not None and of_split is None
-    qrels = _read_qrels(qrels_file) if qrels_file and ("qrels" in own or judged_only) else None
+    qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or judged_only) else None
     queries = read_queries(queries_file) if "queries" in own else {}
     if judged_only:
         queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
@@ -156,18 +155,6 @@ def _splits_there(folder: Path) -> str:
     names = (path.name.removesuffix(".gz").rpartition(".")[0].rpartition(".")[2] for path in files)
     splits = sorted({name for name in names if name not in ("queries", "qrels", "")})
     return f"; pass --split with one of: {', '.join(splits)}" if splits else ""
-
-
-def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Judgements; where some contradict each other the higher relevance holds, and a note says so."""
-    conflicts: list[str] = []
-    qrels = read_qrels(path, on_conflict=conflicts.append)
-    if conflicts:
-        print(
-            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
-            file=sys.stderr,
-        )
-    return qrels
 
 
 def _read_candidates(path: Path) -> dict[str, dict[str, float]]:

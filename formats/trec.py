@@ -94,6 +94,18 @@ def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = Non
     return qrels
 
 
+def read_qrels_with_note(path: str | Path) -> dict[str, dict[str, int]]:
+    """As `read_qrels`; where judgements contradict each other the higher holds, and a note on stderr counts them."""
+    conflicts: list[str] = []
+    qrels = read_qrels(path, on_conflict=conflicts.append)
+    if conflicts:
+        print(
+            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
+            file=sys.stderr,
+        )
+    return qrels
+
+
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name: str) -> int:
     """Writes a run, ranked by score and then document id, both descending; returns how many lines.
 
