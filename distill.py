@@ -584,19 +584,18 @@ def main() -> None:
     if checked:
         logger.info("%s", checked)
 
+    is_ranker = learns_labels(args)
+
     def save_student(directory: Path) -> None:
         with write_whole_directory(directory, last="config.json") as partial:
-            if learns_labels(args):
-                save_ranker(student, vocabulary, features.header.do_lower_case, partial)
-            else:
-                save_ranker(
-                    student,
-                    vocabulary,
-                    features.header.do_lower_case,
-                    partial,
-                    without_classifier=True,
-                    fit_dense=fit_dense,
-                )
+            save_ranker(
+                student,
+                vocabulary,
+                features.header.do_lower_case,
+                partial,
+                without_classifier=not is_ranker,
+                fit_dense=None if is_ranker else fit_dense,
+            )
         logger.info("wrote %s", directory)
 
     start = time.monotonic()

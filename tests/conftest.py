@@ -1,6 +1,7 @@
-"""Which tests run: `gpu` where there is a GPU, `tensorflow` where it is installed, `example` where `-m` names it."""
+"""What tests share, and which run: `gpu` with a GPU, `tensorflow` where it is installed, `example` as `-m` names it."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,14 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """What tokenizing needs of a model: its vocabulary."""
+    from tiny import TOKENS
+
+    directory = tmp_path / "model"
+    directory.mkdir()
+    directory.joinpath("vocab.txt").write_text("".join(f"{token}\n" for token in TOKENS), encoding="utf-8")
+    return directory

@@ -1,8 +1,11 @@
 """Collections in files, small enough to check by hand, and a plain way to cut passages."""
 
+import json
 import random
 from pathlib import Path
 from typing import NamedTuple
+
+from tiny import Finished
 
 
 class SmallCollection(NamedTuple):
@@ -86,3 +89,13 @@ def plain_passages(title: str, body: str, window: int, stride: int) -> list[str]
 
 def flags(paths: dict[str, Path]) -> list[object]:
     return [part for name, path in paths.items() for part in (f"--{name}", path)]
+
+
+def closing_figures(done: Finished, output: Path, **settings: object) -> dict:
+    """The report beside an output, without its times and settings; checks these, and the line that was printed."""
+    assert len(done.stdout.splitlines()) == 1
+    assert output.with_name(f"{output.name}.log").read_text().endswith(done.stdout)
+    report = json.loads(output.with_name(f"{output.name}.report.json").read_text())
+    assert report.pop("seconds") >= 0 and report.pop("passages_per_second") > 0
+    assert settings.items() <= report.pop("settings").items()
+    return report

@@ -19,14 +19,6 @@ from modeling.packing import Edge, pack, pack_text, tokenize_lines
 from modeling.vocabulary import wordpiece_tokenizer
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
-    directory = tmp_path / "model"
-    directory.mkdir()
-    directory.joinpath("vocab.txt").write_text("".join(f"{token}\n" for token in TOKENS), encoding="utf-8")
-    return directory
-
-
 def arguments(tmp_path: Path, model_dir: Path, content: bytes | None, *more: object) -> list:
     if content is not None:
         (tmp_path / "text").write_bytes(content)

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from small_collection import SmallCollection, flags, plain_passages, random_collection, write_collection
+from small_collection import (
+    SmallCollection,
+    closing_figures,
+    flags,
+    plain_passages,
+    random_collection,
+    write_collection,
+)
 from tiny import Finished, assert_refused, run_main, run_script
 
 SCRIPT = "data_preparation/make_rerank_pairs.py"
@@ -40,13 +47,8 @@ def test_hand_made(tmp_path: Path) -> None:
         "8#D1_passage-2\twho\tOn pets e f g\n"
         "7#D2_passage-0\twhat is a pet\tx y\n"
     )
-    assert len(done.stdout.splitlines()) == 1
     assert "5 passages of 2 documents for 2 queries" in done.stdout
-    assert (tmp_path / "pairs.tsv.log").read_text().endswith(done.stdout)
-    report = json.loads((tmp_path / "pairs.tsv.report.json").read_text())
-    assert report.pop("seconds") >= 0 and report.pop("passages_per_second") > 0
-    assert report.pop("settings")["depth"] == 3
-    assert report == {
+    assert closing_figures(done, tmp_path / "pairs.tsv", depth=3) == {
         "queries": 2,
         "queries_without_passages": 0,
         "candidates": 5,

@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_collection import SmallCollection, flags, plain_passages, random_collection, write_collection
+from small_collection import (
+    SmallCollection,
+    closing_figures,
+    flags,
+    plain_passages,
+    random_collection,
+    write_collection,
+)
 from tiny import Finished, assert_refused, run_main, run_script
 
 from data_preparation.training_examples import draw_documents, draw_others, needed_by
@@ -75,13 +82,8 @@ def test_hand_made(tmp_path: Path) -> None:
         "7#D5_passage-0\twhat is a pet\tT not relevant\t0\n"
         "8#D2_passage-0\twho\tx y\t0\n"
     )
-    assert len(done.stdout.splitlines()) == 1
     assert "4 positives and 2 negatives of 3 queries" in done.stdout
-    assert (tmp_path / "pairs.tsv.log").read_text().endswith(done.stdout)
-    report = report_of(tmp_path)
-    assert report.pop("seconds") >= 0 and report.pop("passages_per_second") > 0
-    assert report.pop("settings")["num_negatives"] == 2
-    assert report == {
+    assert closing_figures(done, tmp_path / "pairs.tsv", num_negatives=2) == {
         "queries": 3,
         "queries_left_out": {"no text": 1, "no relevant document": 1},
         "queries_without_candidates": 1,

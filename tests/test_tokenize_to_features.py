@@ -17,14 +17,6 @@ from modeling.vocabulary import encode_pairs, truncated_lengths, vocabulary_sha2
 ID = {token: i for i, token in enumerate(TOKENS)}
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
-    directory = tmp_path / "model"
-    directory.mkdir()
-    directory.joinpath("vocab.txt").write_text("".join(f"{token}\n" for token in TOKENS), encoding="utf-8")
-    return directory
-
-
 def arguments(tmp_path: Path, model_dir: Path, content: bytes | None, set_name: str = "test", *more: object) -> list:
     pairs = tmp_path / "pairs"
     if content is not None:
