@@ -20,7 +20,16 @@ from formats.features import Features, FeaturesHeader
 from formats.files import InputError, hold_log, run_script, write_whole_directory
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
-from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
+from modeling.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    device_name,
+    dtype_of,
+    is_out_of_memory,
+    keep_freed_memory,
+)
+from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
 from modeling.optimization import BertAdam, decay_groups
@@ -135,7 +144,15 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
     hardware.add_argument("--no_cuda", action="store_true", help="the same as --device cpu")
-    hardware.add_argument("--fp16", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
+    precision = hardware.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of the products (default fp32); weights, losses and updates stay in fp32. fp16 needs a GPU, and scales "
+        "the loss; auto: fp16 on a GPU, bf16 on a CPU that multiplies it, else fp32",
+    )
+    precision.add_argument("--fp16", action="store_true", help="old name of --precision: fp16 on a GPU, bf16 on a CPU")
     hardware.add_argument(
         "--fp16_backend",
         choices=("torch", "apex"),
@@ -198,11 +215,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--warmup_proportion: needs to be from 0 to below 1")
     if args.fp16_opt_level not in ("O0", "O1", "O2", "O3"):
         raise InputError("--fp16_opt_level: needs to be O0, O1, O2 or O3")
-    if args.fp16_opt_level != "O1" and not (args.fp16 and args.fp16_backend == "apex"):
-        raise InputError("--fp16_opt_level: other levels than O1 need --fp16 --fp16_backend apex")
+    if args.fp16_opt_level != "O1" and args.fp16_backend != "apex":
+        raise InputError("--fp16_opt_level: other levels than O1 need --fp16_backend apex")
     if args.fp16_backend == "apex":
-        if not args.fp16:
-            raise InputError("--fp16_backend: apex needs --fp16")
+        if not args.fp16 and args.precision not in ("auto", "fp16"):
+            raise InputError("--fp16_backend: apex needs --precision fp16")
         import_apex_amp()
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
@@ -299,7 +316,7 @@ def choose_layers(args: argparse.Namespace, teacher: BertRanker, student: BertRa
 def distillation_losses(
     args: argparse.Namespace,
     student: BertRanker,
-    teacher: BertRanker | None,
+    teacher: FrozenRanker | BertRanker | None,
     fit_dense: torch.nn.Linear | None,
     layer_map: list[int],
     batch: dict[str, torch.Tensor],
@@ -315,9 +332,15 @@ def distillation_losses(
     if teacher is not None:
         with torch.no_grad():
             target = teacher(
-                **inputs, hidden_states=compares_states, queries_keys_of=set(teacher_of) if compares_scores else ()
+                **inputs,
+                hidden_states_of=set(layer_map) if compares_states else (),
+                queries_keys_of=set(teacher_of) if compares_scores else (),
             )
-    output = student(**inputs, hidden_states=compares_states, queries_keys_of=layers if compares_scores else ())
+    output = student(
+        **inputs,
+        hidden_states_of=range(len(layer_map)) if compares_states else (),
+        queries_keys_of=layers if compares_scores else (),
+    )
 
     att = rep = soft = hard = torch.zeros((), device=batch["labels"].device)
     if compares_scores:
@@ -331,7 +354,12 @@ def distillation_losses(
             )
     if compares_states:
         real = batch["attention_mask"] if args.ignore_padding else None
-        rep = hidden_states_loss(output.hidden_states, [target.hidden_states[n] for n in layer_map], fit_dense, real)
+        rep = hidden_states_loss(
+            [output.hidden_states[m] for m in range(len(layer_map))],
+            [target.hidden_states[n] for n in layer_map],
+            fit_dense,
+            real,
+        )
     if args.soft_weight:
         soft = soft_label_loss(output.logits, target.logits, args.temperature)
     if args.hard_weight:
@@ -342,7 +370,9 @@ def distillation_losses(
 
 
 @torch.inference_mode()
-def check_teacher(args: argparse.Namespace, device: torch.device, features: Features, teacher: BertRanker) -> str:
+def check_teacher(
+    args: argparse.Namespace, device: torch.device, features: Features, teacher: FrozenRanker | BertRanker
+) -> str:
     """Asks that the teacher ranks relevant examples above others, among the first of each label in training order.
 
     Its measure is AUC: how often a relevant example has the higher score, half for equal ones. Returns what it found.
@@ -375,19 +405,23 @@ def check_teacher(args: argparse.Namespace, device: torch.device, features: Feat
 
 
 def score_examples(
-    args: argparse.Namespace, device: torch.device, features: Features, teacher: BertRanker, indices: np.ndarray
+    args: argparse.Namespace,
+    device: torch.device,
+    features: Features,
+    teacher: FrozenRanker | BertRanker,
+    indices: np.ndarray,
 ) -> np.ndarray:
     """The teacher's logit gap, class 1 above class 0, of examples, (n,) float64."""
     batch = {name: torch.from_numpy(array).to(device) for name, array in features.batch(indices).items()}
     del batch["labels"]
-    with torch.autocast(device.type, half_precision(device), enabled=args.fp16):
+    with torch.autocast(device.type, dtype_of(args.precision), enabled=args.precision != "fp32"):
         logits = teacher(**batch).logits
     return logits.double().diff(dim=-1)[:, 0].cpu().numpy()
 
 
 def make_backward(args: argparse.Namespace, scaler: torch.amp.GradScaler, optimizer: BertAdam) -> Callable:
     """How a loss becomes gradients: `backward(loss, last)`, `last` on the last part of an accumulated batch."""
-    if args.fp16 and args.fp16_backend == "apex":
+    if args.fp16_backend == "apex":
         amp = import_apex_amp()
 
         def backward(loss: torch.Tensor, last: bool) -> None:
@@ -420,7 +454,7 @@ def train(
     device: torch.device,
     features: Features,
     student: BertRanker,
-    teacher: BertRanker | None,
+    teacher: FrozenRanker | BertRanker | None,
     fit_dense: torch.nn.Linear | None,
     layer_map: list[int],
     save_student: Callable[[Path], None],
@@ -435,18 +469,18 @@ def train(
         total_steps=total_updates,
         warmup=args.warmup_proportion,
     )
-    use_torch_amp = args.fp16 and args.fp16_backend == "torch"
-    scaler = torch.amp.GradScaler(device.type, enabled=use_torch_amp and device.type == "cuda")
-    if args.fp16 and args.fp16_backend == "apex":
+    use_torch_amp = args.precision != "fp32" and args.fp16_backend == "torch"
+    scaler = torch.amp.GradScaler(device.type, enabled=use_torch_amp and args.precision == "fp16")
+    if args.fp16_backend == "apex":
         import_apex_amp().initialize(list(trained.values()), optimizer, opt_level=args.fp16_opt_level)
     backward = make_backward(args, scaler, optimizer)
-    autocast = torch.autocast(device.type, half_precision(device), enabled=use_torch_amp)
+    autocast = torch.autocast(device.type, dtype_of(args.precision), enabled=use_torch_amp)
     # The attention and hidden-state losses count padding, so the padded length is part of the published method.
     counts_padding = bool(layer_map) and not args.ignore_padding
     pad_to = features.header.max_seq_length if counts_padding else None
     trained.train()
-    if teacher is not None:
-        teacher.train(args.teacher_dropout)
+    if args.teacher_dropout:
+        teacher.train()
 
     global_step, steps_since_line = 0, 0
     sums = torch.zeros(len(LOSSES), device=device)  # on the device: reading a loss every step would stall it
@@ -560,6 +594,8 @@ def load_models(
 def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
+    args.precision = choose_precision(args.precision, args.fp16, device)
+    keep_freed_memory()
     check_output_dir(args)
     if args.teacher_model is not None:
         args.teacher_model = model_directory(args.teacher_model)
@@ -571,6 +607,8 @@ def main() -> None:
         for model in (student, teacher, fit_dense):
             if model is not None:
                 model.to(device)
+        if teacher is not None and not args.teacher_dropout:
+            teacher = FrozenRanker(teacher, args.precision)
         checked = ""
         if args.soft_weight and not args.no_teacher_check:
             checked = check_teacher(args, device, features, teacher)

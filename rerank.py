@@ -14,9 +14,17 @@ from formats.features import FeatureBlock, FeaturesHeader, pad_batch, read_block
 from formats.files import InputError, hold_log, refuse_existing, report, run_script
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
-from modeling.bert import POOLED_ACTIVATIONS, BertRanker
+from modeling.bert import POOLED_ACTIVATIONS
 from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker
-from modeling.device import DeviceError, choose_device, device_name, half_precision, is_out_of_memory
+from modeling.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    device_name,
+    is_out_of_memory,
+    keep_freed_memory,
+)
+from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
 from modeling.vocabulary import VocabularyError
 
@@ -42,15 +50,27 @@ Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. 
     parser.add_argument("--features_file", type=Path, required=True, help="tokenized pairs")
     parser.add_argument("--output_scores_file", type=Path, required=True, help="the scores to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores file if it exists")
-    parser.add_argument("--eval_batch_size", type=int, default=32, help="pairs scored at a time (default 32)")
+    parser.add_argument(
+        "--eval_batch_size",
+        type=int,
+        help="pairs of full length scored at a time, of shorter ones more (default 16 on a CPU, 512 on a GPU)",
+    )
     parser.add_argument("--max_seq_length", type=int, help="must be that of the features, which is the default")
     parser.add_argument(
         "--pooled_activation", choices=POOLED_ACTIVATIONS, help="before the classifier (default: as the model says)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
-    parser.add_argument("--fp16", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+        default="fp32",
+        help="of the model (default fp32). fp16 needs a GPU, int8 (8-bit weights) a CPU; auto: fp16 on a GPU, bf16 on "
+        "a CPU that multiplies it, else fp32",
+    )
+    precision.add_argument("--fp16", action="store_true", help="old name of --precision: fp16 on a GPU, bf16 on a CPU")
     args = parser.parse_args()
-    if args.eval_batch_size < 1:
+    if args.eval_batch_size is not None and args.eval_batch_size < 1:
         raise InputError("--eval_batch_size: needs to be 1 or more")
     refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
     return args
@@ -77,48 +97,55 @@ def check_features(path: Path, max_seq_length: int | None) -> tuple[FeaturesHead
     return header, count
 
 
-@torch.inference_mode()
-def score_block(model: BertRanker, block: FeatureBlock, batch_size: int, fp16: bool, progress: tqdm) -> np.ndarray:
+def batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Examples of like length, longest first, as many at a time as fill `tokens` with their padding, but at least one.
+
+    A score does not depend on padding, and less of it is less work. `lengths`: (n,); yields indices.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    first = 0
+    while first < len(lengths):
+        count = max(1, tokens // int(lengths[longest_first[first]]))
+        yield longest_first[first : first + count]
+        first += count
+
+
+def score_block(model: FrozenRanker, block: FeatureBlock, batch_tokens: int, progress: tqdm) -> np.ndarray:
     """P(class 1) of every example of a block, (n,) float64.
 
-    Examples of like length are scored together: a score does not depend on padding, and less of it is less work. The
-    softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
+    The softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
     """
-    device = next(model.parameters()).device
-    scores = np.empty(len(block.example_ids), np.float64)
-    longest_first = np.argsort(-np.diff(block.offsets), kind="stable")
-    for first in range(0, len(scores), batch_size):
-        chosen = longest_first[first : first + batch_size]
-        batch = {
-            name: torch.from_numpy(array).to(device, non_blocking=True)
-            for name, array in pad_batch([(block, int(i)) for i in chosen]).items()
-            if name != "labels"
-        }
-        with torch.autocast(device.type, half_precision(device), enabled=fp16):
-            logits = model(**batch).logits
-        scores[chosen] = torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy()
+    logits = torch.empty((len(block.example_ids), 2), device=model.device)
+    for chosen in batches(np.diff(block.offsets), batch_tokens):
+        batch = {name: torch.from_numpy(array) for name, array in pad_batch([(block, int(i)) for i in chosen]).items()}
+        del batch["labels"]
+        logits[torch.from_numpy(chosen).to(model.device)] = model(**batch).logits
         progress.update(len(chosen))
-    return scores
+    return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy()
 
 
 def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
+    precision = choose_precision(args.precision, args.fp16, device)
+    keep_freed_memory()
     with hold_log() as held:
         header, count = check_features(args.features_file, args.max_seq_length)
         args.model_dir = model_directory(args.model_dir)
-        model, _ = load_ranker(args.model_dir, args.pooled_activation)
-        check_reads_features(args.model_dir, model, args.features_file, header)
-        model.to(device)
+        ranker, _ = load_ranker(args.model_dir, args.pooled_activation)
+        check_reads_features(args.model_dir, ranker, args.features_file, header)
+        model = FrozenRanker(ranker.to(device), precision)
+        del ranker
     for record in held:
         logger.handle(record)
+    batch_size = args.eval_batch_size or (16 if device.type == "cpu" else 512)
     start = time.monotonic()
 
     def rows() -> Iterator[PassageScore]:
         with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
             for block in read_blocks(args.features_file):
                 try:
-                    scores = score_block(model, block, args.eval_batch_size, args.fp16, progress)
+                    scores = score_block(model, block, batch_size * header.max_seq_length, progress)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -132,7 +159,7 @@ def main() -> None:
     seconds = time.monotonic() - start
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
-        f"{args.model_dir} on {device_name(device)}",
+        f"{args.model_dir} in {precision} on {device_name(device)}",
         args.output_scores_file,
     )
 

@@ -1,6 +1,13 @@
 """Where a model runs, and in which precision."""
 
+import contextlib
+import ctypes
+from pathlib import Path
+
 import torch
+
+# Numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 class DeviceError(ValueError):
@@ -31,9 +38,48 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def half_precision(device: torch.device) -> torch.dtype:
-    """What `--fp16` means: float16 on CUDA, bfloat16 (no scaling needed) on a CPU."""
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has products of bfloat16; without, they are several times as slow as those of float32."""
+    try:
+        features = Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+
+
+def choose_precision(name: str, fp16: bool, device: torch.device) -> str:
+    """The precision that `--precision` and `--fp16`, its old name, stand for: fp32, fp16, bf16 or int8.
+
+    `auto` and `--fp16` are fp16 on CUDA; on a CPU `--fp16` is bf16, and so is `auto` where the processor multiplies it.
+
+    Raises DeviceError for a precision that the device lacks.
+    """
+    on_cpu = device.type == "cpu"
+    if fp16:
+        return "bf16" if on_cpu else "fp16"
+    if name == "auto":
+        return "fp16" if not on_cpu else "bf16" if multiplies_bfloat16() else "fp32"
+    if name == "fp16" and on_cpu:
+        raise DeviceError("--precision fp16: needs a GPU; take bf16, fp32 or auto on a CPU")
+    if name == "int8" and not on_cpu:
+        raise DeviceError("--precision int8: is for a CPU; add --device cpu, or take fp16 or auto")
+    return name
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of the products in fp32, fp16 or bf16."""
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def keep_freed_memory() -> None:
+    """Has Linux's C library keep what is freed; else each large tensor costs its page faults anew, on a CPU a lot.
+
+    The same as MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ in the environment. No effect elsewhere.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
 
 
 def device_name(device: torch.device) -> str:

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 import torch
 
+# AdamW corrects m and v by 1 - beta^step; at this step that is 1, and AdamW is BertAdam.
+_NO_BIAS = 1e9
+
 
 def warmup_linear(progress: float, warmup: float) -> float:
     """The factor on the learning rate: progress/warmup below `warmup`, then max((progress - 1)/(warmup - 1), 0).
@@ -47,7 +50,7 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of all parameters that have a gradient."""
+        """One update of all parameters that have a gradient. Clips the gradients in place."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             rate = group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
@@ -57,32 +60,36 @@ class BertAdam(torch.optim.Optimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p] = {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
-            m = [self.state[p]["m"] for p in params]
-            v = [self.state[p]["v"] for p in params]
             beta1, beta2 = group["betas"]
+            grads = [p.grad for p in params]
+            _clip_each(grads, group["max_grad_norm"])
+            torch._fused_adamw_(
+                params,
+                grads,
+                [self.state[p]["m"] for p in params],
+                [self.state[p]["v"] for p in params],
+                [],
+                [torch.full((), _NO_BIAS, device=p.device) for p in params[:1]] * len(params),
+                lr=rate,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
-            grads = _clipped([p.grad for p in params], group["max_grad_norm"])
-            torch._foreach_lerp_(m, grads, 1.0 - beta1)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, grads, grads, 1.0 - beta2)
-            denominators = torch._foreach_sqrt(v)
-            torch._foreach_add_(denominators, group["eps"])
-            updates = torch._foreach_div(m, denominators)
-            if group["weight_decay"] > 0:
-                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-rate)
 
-
-def _clipped(grads: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:
-    """Each gradient scaled to at most `max_norm` on its own, as `clip_grad_norm_` of torch does for one tensor."""
+def _clip_each(grads: list[torch.Tensor], max_norm: float) -> None:
+    """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one."""
     if not math.isfinite(max_norm):
-        return grads
+        return
     factors = torch._foreach_norm(grads)
     torch._foreach_add_(factors, 1e-6)
     torch._foreach_reciprocal_(factors)
     torch._foreach_mul_(factors, max_norm)
     torch._foreach_clamp_max_(factors, 1.0)
-    return list(torch._foreach_mul(grads, factors))
+    torch._foreach_mul_(grads, list(factors))
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict]:

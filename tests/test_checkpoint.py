@@ -72,12 +72,12 @@ def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Pat
     model, _ = load_ranker(write_published(tmp_path / "m", TEACHER, weights))
     layers = range(1, TEACHER.layers + 1)
     with torch.no_grad():
-        found = model(**batch, hidden_states=True, queries_keys_of=layers)
+        found = model(**batch, hidden_states_of=range(TEACHER.layers + 1), queries_keys_of=layers)
         ended = model(**batch, queries_keys_of=[2])
     double = {name: tensor.double() for name, tensor in weights.items()}
     _, scores, hidden = plain.bert(double, TEACHER.heads, batch)
     assert len(found.hidden_states) == len(hidden) == TEACHER.layers + 1
-    for one, other in zip(found.hidden_states, hidden, strict=True):
+    for one, other in zip(found.hidden_states.values(), hidden, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
     real = batch["attention_mask"][:, None, None, :].bool()
     for number in layers:
@@ -86,7 +86,7 @@ def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Pat
         torch.testing.assert_close(
             product.masked_fill(~real, 0.0), scores[number - 1].masked_fill(~real, 0.0), rtol=1e-4, atol=1e-5
         )
-    assert (list(ended.queries_keys), ended.hidden_states) == ([2], ())
+    assert (list(ended.queries_keys), ended.hidden_states) == ([2], {})
 
 
 def test_other_names_of_the_same_weights(tmp_path: Path, batch: dict) -> None:
@@ -550,7 +550,7 @@ def test_a_model_without_its_classifier_is_a_bare_bert_to_transformers(tmp_path:
     assert not any(report.values()), report
     assert type(loaded).__name__ == "BertModel"
     with torch.no_grad():
-        expected = model(**batch, hidden_states=True).hidden_states[-1]
+        expected = model(**batch, hidden_states_of=[STUDENT.layers]).hidden_states[STUDENT.layers]
         real = batch["attention_mask"].bool()
         torch.testing.assert_close(loaded.eval()(**batch).last_hidden_state[real], expected[real], rtol=1e-5, atol=1e-6)
     refused(tmp_path / "saved", "classifier.weight is missing")

@@ -79,7 +79,6 @@ def test_each_tensor_is_clipped_on_its_own() -> None:
     optimizer.step()
     assert optimizer.state[large]["m"].tolist() == pytest.approx([0.06, 0.08], rel=1e-6)
     assert optimizer.state[small]["m"].tolist() == pytest.approx([0.003, 0.004], rel=1e-12)
-    assert large.grad.tolist() == [30.0, 40.0]  # gradients themselves stay as they are
 
 
 def test_no_bias_correction() -> None:
