@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -24,7 +25,6 @@ from modeling.device import (
     DeviceError,
     choose_device,
     choose_precision,
-    device_name,
     dtype_of,
     is_out_of_memory,
     keep_freed_memory,
@@ -33,6 +33,18 @@ from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
 from modeling.optimization import BertAdam, decay_groups
+from modeling.processes import (
+    ProcessError,
+    all_sum,
+    all_sum_gradients,
+    costs,
+    devices_name,
+    join,
+    own_device,
+    rank,
+    with_one_voice,
+    world_size,
+)
 from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("distill")
@@ -59,7 +71,9 @@ In:  features (tokenize_to_features.py) of labelled pairs, or, where no hard lab
      model directories.
 Out: the student in --output_student_dir, a model directory that rerank.py and transformers load; earlier states in
      checkpoint-STEP/ there; the losses in train_loss.jsonl; the log in distill.log. A student that learned neither soft
-     nor hard labels (intermediate) has no classifier yet: the next step gives it one.""",
+     nor hard labels (intermediate) has no classifier yet: the next step gives it one.
+
+torchrun --nproc_per_node N distill.py ... shares each batch among N processes, on GPUs one each.""",
     )
     data = parser.add_argument_group("data and models")
     data.add_argument("--features_file", type=Path, required=True, help="tokenized training pairs")
@@ -120,7 +134,9 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
     training.add_argument(
         "--do_lower_case", action=argparse.BooleanOptionalAction, help="must be that of the features, the default"
     )
-    training.add_argument("--train_batch_size", type=int, default=64, help="examples per update (default 64)")
+    training.add_argument(
+        "--train_batch_size", type=int, default=64, help="examples per update, over all processes (default 64)"
+    )
     training.add_argument(
         "--gradient_accumulation_steps",
         type=int,
@@ -200,8 +216,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.num_train_epochs != int(args.num_train_epochs):
         raise InputError("--num_train_epochs: needs to be a whole number")
     args.num_train_epochs = int(args.num_train_epochs)
-    if args.train_batch_size % args.gradient_accumulation_steps:
-        raise InputError("--train_batch_size: needs to be a multiple of --gradient_accumulation_steps")
+    if args.train_batch_size % (args.gradient_accumulation_steps * world_size()):
+        times = f" times the {world_size()} processes" if world_size() > 1 else ""
+        raise InputError(f"--train_batch_size: needs to be a multiple of --gradient_accumulation_steps{times}")
     for name, least in (("learning_rate", 0.0), ("weight_decay", 0.0), ("save_model_step", 0), ("seed", 0)):
         if not least <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be {least} or more")
@@ -220,6 +237,8 @@ def check_args(args: argparse.Namespace) -> None:
     if args.fp16_backend == "apex":
         if not args.fp16 and args.precision not in ("auto", "fp16"):
             raise InputError("--fp16_backend: apex needs --precision fp16")
+        if world_size() > 1:
+            raise InputError("--fp16_backend: apex works in one process alone; use torch")
         import_apex_amp()
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
@@ -461,6 +480,7 @@ def train(
 ) -> None:
     """The training loop: updates the student in place, writes losses and checkpoints."""
     trained = torch.nn.ModuleDict({"student": student} | ({"fit_dense": fit_dense} if fit_dense is not None else {}))
+    num_parts = args.gradient_accumulation_steps * world_size()  # of a batch; their mean losses count the same
     updates_per_epoch = len(features) // args.train_batch_size
     total_updates = updates_per_epoch * args.num_train_epochs
     optimizer = BertAdam(
@@ -484,26 +504,29 @@ def train(
 
     global_step, steps_since_line = 0, 0
     sums = torch.zeros(len(LOSSES), device=device)  # on the device: reading a loss every step would stall it
+    loss_path = args.output_student_dir / "train_loss.jsonl" if rank() == 0 else os.devnull
     start = time.monotonic()
     with (
         logging_redirect_tqdm(),
-        open(args.output_student_dir / "train_loss.jsonl", "w", encoding="utf-8") as loss_file,
+        open(loss_path, "w", encoding="utf-8") as loss_file,
         tqdm(total=total_updates, desc="distilling", unit=" updates", disable=None) as progress,
     ):
         for epoch in range(args.num_train_epochs):
             order = epoch_order(args.seed, epoch, len(features))
             for first in range(0, updates_per_epoch * args.train_batch_size, args.train_batch_size):
                 learning_rate = optimizer.learning_rate()
-                parts = np.split(order[first : first + args.train_batch_size], args.gradient_accumulation_steps)
-                for part in parts:
+                parts = np.split(order[first : first + args.train_batch_size], num_parts)
+                own_parts = parts[rank() :: world_size()]
+                for part in own_parts:
                     batch = {
                         name: torch.from_numpy(array).to(device, non_blocking=True)
                         for name, array in features.batch(part, pad_to).items()
                     }
                     with autocast:
                         losses = distillation_losses(args, student, teacher, fit_dense, layer_map, batch)
-                    backward(losses["loss"] / len(parts), last=part is parts[-1])
-                    sums += torch.stack([losses[name].detach() for name in LOSSES]) / len(parts)
+                    backward(losses["loss"] / num_parts, last=part is own_parts[-1])
+                    sums += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
+                all_sum_gradients(trained.parameters())  # scaled as they are, so that an overflow is one everywhere
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
@@ -512,7 +535,7 @@ def train(
                 progress.update()
 
                 if global_step % args.train_loss_step == 0 or global_step == total_updates:
-                    means = dict(zip(LOSSES, (sums / steps_since_line).tolist(), strict=True))
+                    means = dict(zip(LOSSES, (all_sum(sums) / steps_since_line).tolist(), strict=True))
                     if not np.isfinite(means["loss"]):
                         raise InputError(
                             f"the loss is not finite at update {global_step}, nothing is saved; lower --learning_rate"
@@ -534,7 +557,7 @@ def train(
         logger.warning("%d of %d updates skipped, since their float16 gradients overflowed", skipped, global_step)
 
 
-def log_to(path: Path) -> None:
+def log_to(path: str | Path) -> None:
     """Sends what is logged to stderr and appends it to a file."""
     logging.basicConfig(
         level=logging.INFO,
@@ -593,14 +616,13 @@ def load_models(
 
 def main() -> None:
     args = parse_args()
-    device = choose_device(args.device)
+    device = own_device(choose_device(args.device))
     args.precision = choose_precision(args.precision, args.fp16, device)
-    keep_freed_memory()
     check_output_dir(args)
     if args.teacher_model is not None:
         args.teacher_model = model_directory(args.teacher_model)
     args.general_student_model = model_directory(args.general_student_model)
-    torch.manual_seed(args.seed)
+    torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which each process draws for itself
     with hold_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
         student, teacher, fit_dense, layer_map, vocabulary = load_models(args, features.header)
@@ -613,10 +635,13 @@ def main() -> None:
         if args.soft_weight and not args.no_teacher_check:
             checked = check_teacher(args, device, features, teacher)
 
-    prepare_output_dir(args.output_student_dir)
-    log_to(args.output_student_dir / "distill.log")
+    keep_freed_memory()
+    join(device)  # no process looks for an earlier run any more
+    if rank() == 0:
+        prepare_output_dir(args.output_student_dir)
+    log_to(args.output_student_dir / "distill.log" if rank() == 0 else os.devnull)
     logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
-    logger.info("device: %s", device_name(device))
+    logger.info("device: %s", devices_name(device))
     for record in held:
         logger.handle(record)
     if checked:
@@ -625,6 +650,8 @@ def main() -> None:
     is_ranker = learns_labels(args)
 
     def save_student(directory: Path) -> None:
+        if rank() > 0:
+            return
         with write_whole_directory(directory, last="config.json") as partial:
             save_ranker(
                 student,
@@ -646,8 +673,10 @@ def main() -> None:
     save_student(args.output_student_dir)
     seconds = time.monotonic() - start
     examples = len(features) // args.train_batch_size * args.train_batch_size * args.num_train_epochs
+    for line in costs(examples // world_size(), "examples", seconds, device):
+        logger.info("%s", line)
     logger.info("%d examples in %.1f s, %.1f examples/s", examples, seconds, examples / seconds)
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError, HubError, DeviceError)
+    run_script(with_one_voice(main), CheckpointError, VocabularyError, HubError, DeviceError, ProcessError)

@@ -1,6 +1,7 @@
 """Features and a ranker in; a score for each passage out."""
 
 import argparse
+import collections
 import logging
 import time
 from collections.abc import Iterator
@@ -20,12 +21,22 @@ from modeling.device import (
     DeviceError,
     choose_device,
     choose_precision,
-    device_name,
     is_out_of_memory,
     keep_freed_memory,
 )
 from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
+from modeling.processes import (
+    ProcessError,
+    all_sum,
+    costs,
+    devices_name,
+    join,
+    own_device,
+    rank,
+    with_one_voice,
+    world_size,
+)
 from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("rerank")
@@ -42,7 +53,10 @@ def parse_args() -> argparse.Namespace:
 In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.py --set_name test), and a model
      directory.
 Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
-     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed.""",
+     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed.
+
+torchrun --nproc_per_node N rerank.py ... shares the batches among N processes, on GPUs one each. The scores are the
+same.""",
     )
     parser.add_argument(
         "--model_dir", required=True, help="the ranker's model directory, or its id on the Hugging Face Hub"
@@ -110,25 +124,29 @@ def batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         first += count
 
 
-def score_block(model: FrozenRanker, block: FeatureBlock, batch_tokens: int, progress: tqdm) -> np.ndarray:
-    """P(class 1) of every example of a block, (n,) float64.
+def score_block(model: FrozenRanker, block: FeatureBlock, batch_tokens: int, progress: tqdm) -> tuple[np.ndarray, int]:
+    """P(class 1) of every example of a block, (n,) float64, and how many of them this process computed.
 
     The softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
     """
-    logits = torch.empty((len(block.example_ids), 2), device=model.device)
-    for chosen in batches(np.diff(block.offsets), batch_tokens):
+    logits = torch.zeros((len(block.example_ids), 2), device=model.device)
+    scored = 0
+    for number, chosen in enumerate(batches(np.diff(block.offsets), batch_tokens)):
+        progress.update(len(chosen))
+        if number % world_size() != rank():
+            continue
         batch = {name: torch.from_numpy(array) for name, array in pad_batch([(block, int(i)) for i in chosen]).items()}
         del batch["labels"]
         logits[torch.from_numpy(chosen).to(model.device)] = model(**batch).logits
-        progress.update(len(chosen))
-    return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy()
+        scored += len(chosen)
+    logits = all_sum(logits)  # each pair's are computed once, so that their sum is what they are
+    return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy(), scored
 
 
 def main() -> None:
     args = parse_args()
-    device = choose_device(args.device)
+    device = own_device(choose_device(args.device))
     precision = choose_precision(args.precision, args.fp16, device)
-    keep_freed_memory()
     with hold_log() as held:
         header, count = check_features(args.features_file, args.max_seq_length)
         args.model_dir = model_directory(args.model_dir)
@@ -138,31 +156,44 @@ def main() -> None:
         del ranker
     for record in held:
         logger.handle(record)
+    keep_freed_memory()
     batch_size = args.eval_batch_size or (16 if device.type == "cpu" else 512)
+    join(device)
     start = time.monotonic()
+    scored = 0
 
     def rows() -> Iterator[PassageScore]:
+        nonlocal scored
         with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
             for block in read_blocks(args.features_file):
                 try:
-                    scores = score_block(model, block, batch_size * header.max_seq_length, progress)
+                    scores, own = score_block(model, block, batch_size * header.max_seq_length, progress)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
                     raise InputError("out of memory; lower --eval_batch_size") from None
+                scored += own
                 if not np.isfinite(scores).all():
                     raise InputError(f"--model_dir: {args.model_dir} gives a score that is not finite")
                 for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
                     yield PassageScore(*split_example_id(example_id), score)
 
-    write_scores(args.output_scores_file, rows())
+    if rank() == 0:
+        write_scores(args.output_scores_file, rows())
+    else:
+        collections.deque(rows(), maxlen=0)
     seconds = time.monotonic() - start
+    lines = costs(scored, "passages", seconds, device)
+    if rank() > 0:
+        return
+    for line in lines:
+        report(line, args.output_scores_file)
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
-        f"{args.model_dir} in {precision} on {device_name(device)}",
+        f"{args.model_dir} in {precision} on {devices_name(device)}",
         args.output_scores_file,
     )
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError, DeviceError, HubError)
+    run_script(with_one_voice(main), CheckpointError, VocabularyError, DeviceError, HubError, ProcessError)
