@@ -50,6 +50,9 @@ seed=${seed:-42}                            # of shuffling, dropout and initial 
 
 # --- running
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
+num_processes=${num_processes:-1}           # that share each batch, with the same losses: one for each GPU. On a CPU 1,
+                                            # unless its cores are more than one process can use. Divides
+                                            # train_batch_size / gradient_accumulation_steps
 fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
                                             # where there is a GPU, or a processor that multiplies bfloat16
 fp16_backend=${fp16_backend:-torch}         # apex: NVIDIA apex that still has amp, on a GPU
@@ -79,6 +82,7 @@ esac
 for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding fp16; do
     case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
+[[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)
 if [[ $overwrite == no && -n $earlier ]]; then
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
@@ -106,6 +110,14 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 if [[ $collection == python_docs ]]; then
     max_seq_length=$max_seq_length device=$device fp16=$fp16 python=$python bash experiments/python_docs/prepare.sh
+fi
+
+# Several processes are started by torchrun, and share the processor's cores.
+launch=("$python")
+if ((num_processes > 1)); then
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$num_processes")
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_processes ? cores / num_processes : 1))}
 fi
 
 case_flag=--do_lower_case case_name=
@@ -137,7 +149,7 @@ distil() {
     [[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
     [[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
     [[ $overwrite == no ]] || flags+=(--overwrite)
-    "$python" distill.py --distill_model "$1" --features_file "$features_file" \
+    "${launch[@]}" distill.py --distill_model "$1" --features_file "$features_file" \
         --general_student_model "$2" --output_student_dir "$3" --max_seq_length "$max_seq_length" "$case_flag" \
         --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" \
         --num_train_epochs "$num_train_epochs" --warmup_proportion "$warmup_proportion" \

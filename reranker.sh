@@ -22,6 +22,8 @@ do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 eval_batch_size=${eval_batch_size:-8}       # passages at a time; small is fast on a CPU, take 256 or more on a GPU
 pooled_activation=${pooled_activation:-}    # before the classifier. empty: as each model says
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
+num_processes=${num_processes:-1}           # that share the passages, with the same scores: one for each GPU. On a CPU 1,
+                                            # unless its cores are more than one process can use
 fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
                                             # where there is a GPU, or a processor that multiplies bfloat16
 python=${python:-python}                    # the interpreter
@@ -33,6 +35,7 @@ fail() {
 for name in do_lower_case fp16; do
     case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
+[[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
 [[ -e $student_model/config.json || -e $student_model/bert_config.json || $student_model =~ $model_id ]] ||
     fail "$student_model holds no student; run 'bash distill.sh' first, or set student_model"
@@ -50,6 +53,14 @@ fi
 # Freed memory is kept and huge pages are asked for: page faults slow a CPU down. Linux's C library only.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+
+# Several processes are started by torchrun, and share the processor's cores.
+launch=("$python")
+if ((num_processes > 1)); then
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$num_processes")
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_processes ? cores / num_processes : 1))}
+fi
 
 mkdir -p "$runs_dir"
 case_flag=--do_lower_case case_name=
@@ -72,7 +83,7 @@ flags=()
 [[ $fp16 != yes ]] || flags+=(--fp16)
 # Ranks with a model under a name: NAME.scores.tsv, its log, and NAME.run in runs_dir.
 rank() {
-    "$python" rerank.py --model_dir "$2" --features_file "$features_file" \
+    "${launch[@]}" rerank.py --model_dir "$2" --features_file "$features_file" \
         --output_scores_file "$runs_dir/$1.scores.tsv" --eval_batch_size "$eval_batch_size" \
         --max_seq_length "$max_seq_length" --device "$device" --overwrite ${flags[@]+"${flags[@]}"}
     "$python" convert_to_trec_results.py --scores_file "$runs_dir/$1.scores.tsv" \

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_SCRIPTS = sorted(path for path in [*ROOT.glob("*.sh"), *ROOT.glob("experiments/**/*.sh")])
 TEXTS = [ROOT / "README.md", *SHELL_SCRIPTS]
+# how a text calls Python
+PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\""
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 SCRIPTS = [
@@ -31,7 +33,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     joined = re.sub(r"\\\n\s*", " ", text)
     found = []
     for line in joined.splitlines():
-        for script, rest in re.findall(r"(?:python|\$python\"?) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
+        for script, rest in re.findall(rf"(?:{PYTHON}) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
             found.append((script, re.findall(r"(?<![\w-])--([\w-]+)", rest)))
         for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
             found.append((f"data_preparation/{name}.py", re.findall(r"(?<![\w-])--([\w-]+)", rest)))
