@@ -5,6 +5,7 @@ Process 0 alone writes and speaks. On GPUs each process has one of its own.
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,12 +24,12 @@ class ProcessError(RuntimeError):
 
 def world_size() -> int:
     """How many processes share the job."""
-    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
@@ -63,7 +64,7 @@ def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def _is_first_error(store: dist.Store) -> bool:
+def _is_first_error(store: "dist.Store") -> bool:
     try:
         return store.add("errors", 1) == 1
     except RuntimeError:  # the store is gone, and torchrun with it
@@ -72,7 +73,7 @@ def _is_first_error(store: dist.Store) -> bool:
 
 def _end_after_the_first() -> None:
     """Leaves the process that spoke the time to do so; torchrun ends all others as soon as one has ended."""
-    time.sleep(5)
+    time.sleep(1)
     sys.exit(2)
 
 
@@ -103,6 +104,9 @@ def join(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        # so torchrun ends a process; as an exception it leaves nothing half written. A GPU that waits would not see it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     all_sum(torch.zeros(1, device=device))  # also waits, which starting a group need not do
 

@@ -20,6 +20,7 @@ from tiny import (
     TEACHER,
     TOKENS,
     Finished,
+    assert_refused,
     run_main,
     run_script,
     student_weights,
@@ -258,6 +259,13 @@ def test_the_shell_scripts_start_as_many_processes_as_their_variable_says(inputs
         for mistake in (0, 1.5, "two", -1):
             done = run(script, mistake)
             assert (done.returncode, done.stdout) == (2, "") and f"num_processes={mistake}" in done.stderr
+
+
+def test_the_benchmark_refuses_what_it_cannot_share() -> None:
+    for flags in (["--processes", 1], ["--processes", 2, "--threads", 3], ["--processes", 3, "--threads", 3]):
+        assert_refused(run_main("benchmarks/processes.py", *flags), "--processes")
+    for flags in (["--hidden_size", 100], ["--updates", 0], ["--rounds", 0]):
+        assert_refused(run_main("benchmarks/processes.py", *flags), flags[0])
 
 
 @pytest.mark.gpu
