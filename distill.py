@@ -141,8 +141,8 @@ torchrun --nproc_per_node N distill.py ... shares each batch among N processes, 
         "--gradient_accumulation_steps",
         type=int,
         default=1,
-        help="split each batch, or a process's share of it, into this many parts to save memory; the updates stay the same but for dropout's draws "
-        "(default 1)",
+        help="split each batch, or each process's share, into this many parts to save memory; the updates stay the "
+        "same but for dropout's draws (default 1)",
     )
     training.add_argument("--learning_rate", type=float, default=5e-5, help="its highest value (default 5e-5)")
     training.add_argument(

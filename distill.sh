@@ -50,9 +50,9 @@ seed=${seed:-42}                            # of shuffling, dropout and initial 
 
 # --- running
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-num_processes=${num_processes:-1}           # that share each batch, with the same losses: one for each GPU. On a CPU 1,
-                                            # unless its cores are more than one process can use. Divides
-                                            # train_batch_size / gradient_accumulation_steps
+num_processes=${num_processes:-1}           # that share each batch, with the same losses: one for each GPU. On a CPU 1:
+                                            # threads share the work better. Must divide train_batch_size /
+                                            # gradient_accumulation_steps
 fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
                                             # where there is a GPU, or a processor that multiplies bfloat16
 fp16_backend=${fp16_backend:-torch}         # apex: NVIDIA apex that still has amp, on a GPU

@@ -22,8 +22,8 @@ do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 eval_batch_size=${eval_batch_size:-8}       # passages at a time; small is fast on a CPU, take 256 or more on a GPU
 pooled_activation=${pooled_activation:-}    # before the classifier. empty: as each model says
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-num_processes=${num_processes:-1}           # that share the passages, with the same scores: one for each GPU. On a CPU 2
-                                            # may be faster for a small model, whose work is hard to share among threads
+num_processes=${num_processes:-1}           # that share the passages, with the same scores: one for each GPU. On a CPU
+                                            # 2 may be faster for a small model, whose work threads share badly
 fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
                                             # where there is a GPU, or a processor that multiplies bfloat16
 python=${python:-python}                    # the interpreter
