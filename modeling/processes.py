@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from modeling.device import DeviceError, device_name
 
-_BUCKET_NUMBERS = 1 << 24  # gradients summed at a time: few calls, and a copy of 64 MiB at most
+_BUCKET_NUMBERS = 1 << 24  # from so many on, gradients are summed: few calls, and no copy of all at once
 
 
 class ProcessError(RuntimeError):
@@ -50,7 +50,7 @@ def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
                     stack.enter_context(contextlib.redirect_stdout(nowhere))
                     stack.enter_context(contextlib.redirect_stderr(nowhere))
                 main()
-        except SystemExit as done:  # argparse has spoken, in each process the same
+        except SystemExit as done:  # argparse has spoken in process 0, or torchrun ends this one
             if done.code and rank() > 0:
                 _end_after_the_first()
             raise
@@ -104,11 +104,12 @@ def join(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        # so torchrun ends a process; as an exception it leaves nothing half written. A GPU that waits would not see it
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     all_sum(torch.zeros(1, device=device))  # also waits, which starting a group need not do
+    if device.type == "cpu":
+        # So torchrun ends a process; as an exception it leaves nothing half written. One that waits for a GPU would not
+        # see it, and is ended at once.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
