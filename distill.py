@@ -499,8 +499,8 @@ def train(
     counts_padding = bool(layer_map) and not args.ignore_padding
     pad_to = features.header.max_seq_length if counts_padding else None
     trained.train()
-    if args.teacher_dropout:
-        teacher.train()
+    if isinstance(teacher, BertRanker):
+        teacher.train(args.teacher_dropout)
 
     global_step, steps_since_line = 0, 0
     sums = torch.zeros(len(LOSSES), device=device)  # on the device: reading a loss every step would stall it
@@ -629,7 +629,8 @@ def main() -> None:
         for model in (student, teacher, fit_dense):
             if model is not None:
                 model.to(device)
-        if teacher is not None and not args.teacher_dropout:
+        # apex reaches into modules that it knows, and has its own precisions
+        if teacher is not None and not args.teacher_dropout and args.fp16_backend == "torch":
             teacher = FrozenRanker(teacher, args.precision)
         checked = ""
         if args.soft_weight and not args.no_teacher_check:

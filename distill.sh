@@ -53,8 +53,8 @@ device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU n
 num_processes=${num_processes:-1}           # that share each batch, with the same losses: one for each GPU. On a CPU 1:
                                             # threads share the work better. Must divide train_batch_size /
                                             # gradient_accumulation_steps
-fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
-                                            # where there is a GPU, or a processor that multiplies bfloat16
+precision=${precision:-auto}                # of the products: fp32, bf16, fp16 (a GPU), or auto: fp16 on a GPU, bf16 on a CPU
+                                            # that multiplies it, else fp32
 fp16_backend=${fp16_backend:-torch}         # apex: NVIDIA apex that still has amp, on a GPU
 fp16_opt_level=${fp16_opt_level:-O1}        # of apex
 train_loss_step=${train_loss_step:-20}      # updates between lines of train_loss.jsonl
@@ -79,9 +79,10 @@ case $set_name:$distill_model_type in
     general:*) fail "set_name=general has no labels and no queries; it goes with distill_model_type=intermediate" ;;
     *) fail "set_name=$set_name is neither train nor general" ;;
 esac
-for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding fp16; do
-    case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
+for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding; do
+    case $name:${!name} in *:yes | *:no) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
+case $precision in auto | fp32 | bf16 | fp16) ;; *) fail "precision=$precision is none of auto, fp32, bf16, fp16" ;; esac
 [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)
 if [[ $overwrite == no && -n $earlier ]]; then
@@ -97,19 +98,9 @@ if [[ $collection != python_docs ]]; then
             fail "$name=${!name} is not there"
     done
 fi
-if [[ $fp16 == auto ]]; then
-    fp16=no
-    if [[ $device != cpu ]] && nvidia-smi -L &>/dev/null || grep -qsw -e avx512_bf16 -e amx_bf16 /proc/cpuinfo; then
-        fp16=yes
-    fi
-fi
-
-# Freed memory is kept and huge pages are asked for: page faults slow a CPU down. Linux's C library only.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 if [[ $collection == python_docs ]]; then
-    max_seq_length=$max_seq_length device=$device fp16=$fp16 python=$python bash experiments/python_docs/prepare.sh
+    max_seq_length=$max_seq_length device=$device precision=$precision python=$python bash experiments/python_docs/prepare.sh
 fi
 
 # Several processes are started by torchrun, and share the processor's cores.
@@ -145,7 +136,6 @@ distil() {
     [[ $teacher_dropout == no ]] || flags+=(--teacher_dropout)
     [[ -z $alpha ]] || flags+=(--alpha "$alpha")
     [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
-    [[ $fp16 == no ]] || flags+=(--fp16)
     [[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
     [[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
     [[ $overwrite == no ]] || flags+=(--overwrite)
@@ -154,7 +144,7 @@ distil() {
         --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" \
         --num_train_epochs "$num_train_epochs" --warmup_proportion "$warmup_proportion" \
         --weight_decay "$weight_decay" --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" \
-        --device "$device" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
+        --device "$device" --precision "$precision" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
         ${flags[@]+"${flags[@]}"} "${@:4}"
 }
 

@@ -19,22 +19,24 @@ runs_dir=${runs_dir:-runs/$collection}      # scores and runs are written here, 
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage, as the student was trained
 aggregation=${aggregation:-MaxP}            # document score: MaxP, FirstP, SumP, AvgP, or '3-Max&AvgP' for the 3 best
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
-eval_batch_size=${eval_batch_size:-8}       # passages at a time; small is fast on a CPU, take 256 or more on a GPU
+eval_batch_size=${eval_batch_size:-}        # passages of full length at a time. empty: 16 on a CPU, 512 on a GPU
 pooled_activation=${pooled_activation:-}    # before the classifier. empty: as each model says
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 num_processes=${num_processes:-1}           # that share the passages, with the same scores: one for each GPU. On a CPU
                                             # 2 may be faster for a small model, whose work threads share badly
-fp16=${fp16:-auto}                          # mixed precision, float16 on a GPU, bfloat16 on a CPU. yes, no, or auto:
-                                            # where there is a GPU, or a processor that multiplies bfloat16
+precision=${precision:-auto}                # of the models: fp32, bf16, fp16 (a GPU), int8 (8-bit weights, a CPU), auto:
+                                            # fp16 on a GPU, bf16 on a CPU that multiplies it, else fp32
 python=${python:-python}                    # the interpreter
 
 fail() {
     echo "reranker.sh: $*" >&2
     exit 2
 }
-for name in do_lower_case fp16; do
-    case $name:${!name} in *:yes | *:no | fp16:auto) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
-done
+case $do_lower_case in yes | no) ;; *) fail "do_lower_case=$do_lower_case is neither yes nor no" ;; esac
+case $precision in
+    auto | fp32 | bf16 | fp16 | int8) ;;
+    *) fail "precision=$precision is none of auto, fp32, bf16, fp16, int8" ;;
+esac
 [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
 [[ -e $student_model/config.json || -e $student_model/bert_config.json || $student_model =~ $model_id ]] ||
@@ -43,16 +45,6 @@ for name in test_pairs candidates_run qrels; do
     [[ -r ${!name} || ($name == test_pairs && -r $features_file) ]] || fail "$name=${!name} is not there"
 done
 [[ $(basename "$student_model") != teacher ]] || fail "student_model=$student_model has the teacher's name; rename it"
-if [[ $fp16 == auto ]]; then
-    fp16=no
-    if [[ $device != cpu ]] && nvidia-smi -L &>/dev/null || grep -qsw -e avx512_bf16 -e amx_bf16 /proc/cpuinfo; then
-        fp16=yes
-    fi
-fi
-
-# Freed memory is kept and huge pages are asked for: page faults slow a CPU down. Linux's C library only.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 # Several processes are started by torchrun, and share the processor's cores.
 launch=("$python")
@@ -80,11 +72,11 @@ fi
 
 flags=()
 [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
-[[ $fp16 != yes ]] || flags+=(--fp16)
+[[ -z $eval_batch_size ]] || flags+=(--eval_batch_size "$eval_batch_size")
 # Ranks with a model under a name: NAME.scores.tsv, its log, and NAME.run in runs_dir.
 rank() {
     "${launch[@]}" rerank.py --model_dir "$2" --features_file "$features_file" \
-        --output_scores_file "$runs_dir/$1.scores.tsv" --eval_batch_size "$eval_batch_size" \
+        --output_scores_file "$runs_dir/$1.scores.tsv" --precision "$precision" \
         --max_seq_length "$max_seq_length" --device "$device" --overwrite ${flags[@]+"${flags[@]}"}
     "$python" convert_to_trec_results.py --scores_file "$runs_dir/$1.scores.tsv" \
         --output_results_file "$runs_dir/$1.run" --aggregation "$aggregation" --run_name "$1" --overwrite

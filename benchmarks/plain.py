@@ -1,7 +1,7 @@
 """The published algorithm written out plainly: the measure of what is right, and the baseline of what is fast.
 
 Eager attention with its scores in every layer, an optimiser loop over parameters, losses read every step. It works on
-a dict of named tensors as checkpoints hold them, in the precision of those tensors, and has no dropout.
+a dict of named tensors as checkpoints hold them, in the precision of those tensors, and has no dropout unless asked.
 """
 
 import math
@@ -27,7 +27,7 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def bert(
-    weights: Weights, heads: int, batch: Weights, pooled_activation: str = "none"
+    weights: Weights, heads: int, batch: Weights, pooled_activation: str = "none", dropout: float = 0.0
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Logits (B, 2), attention scores of every layer [(B, h, T, T)], hidden states [(B, T, d)] from H_0 on."""
     embeddings = "bert.embeddings"
@@ -38,7 +38,7 @@ def bert(
         + weights[f"{embeddings}.position_embeddings.weight"][:tokens][None]
         + weights[f"{embeddings}.token_type_embeddings.weight"][batch["token_type_ids"]]
     )
-    hidden = _layer_norm(hidden, weights, f"{embeddings}.LayerNorm")
+    hidden = F.dropout(_layer_norm(hidden, weights, f"{embeddings}.LayerNorm"), dropout)
     mask = (1.0 - batch["attention_mask"][:, None, None, :].to(hidden.dtype)) * -10000.0
     all_scores, all_hidden = [], [hidden]
     while f"bert.encoder.layer.{len(all_scores)}.attention.self.query.weight" in weights:
@@ -52,14 +52,13 @@ def bert(
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(width // heads) + mask
         all_scores.append(scores)
-        context = torch.softmax(scores, dim=-1) @ value
+        context = F.dropout(torch.softmax(scores, dim=-1), dropout) @ value
         context = context.permute(0, 2, 1, 3).contiguous().view(size, tokens, width)
-        context = _linear(context, weights, f"{layer}.attention.output.dense")
+        context = F.dropout(_linear(context, weights, f"{layer}.attention.output.dense"), dropout)
         attended = _layer_norm(context + hidden, weights, f"{layer}.attention.output.LayerNorm")
         inner = _gelu(_linear(attended, weights, f"{layer}.intermediate.dense"))
-        hidden = _layer_norm(
-            _linear(inner, weights, f"{layer}.output.dense") + attended, weights, f"{layer}.output.LayerNorm"
-        )
+        output = F.dropout(_linear(inner, weights, f"{layer}.output.dense"), dropout)
+        hidden = _layer_norm(output + attended, weights, f"{layer}.output.LayerNorm")
         all_hidden.append(hidden)
     pooled = torch.tanh(_linear(hidden[:, 0], weights, "bert.pooler.dense"))
     if pooled_activation == "relu":
@@ -76,15 +75,16 @@ def losses(
     pooled_activation: str = "none",
     alpha: float = 0.5,
     temperature: float = 1.0,
+    dropout: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     """`loss`, `cls_loss`, `att_loss`, `rep_loss`, `soft_loss`, `hard_loss` of a batch; `student` has its fit_dense.
 
-    Terms that are not part of the method are 0.
+    Terms that are not part of the method are 0. Dropout is on in both models, as published.
     """
-    logits, scores, hidden = bert(student, heads, batch, pooled_activation)
+    logits, scores, hidden = bert(student, heads, batch, pooled_activation, dropout)
     with torch.no_grad():
-        target_logits, target_scores, target_hidden = bert(teacher, heads, batch, pooled_activation)
-    att = rep = soft = hard = torch.zeros((), dtype=logits.dtype)
+        target_logits, target_scores, target_hidden = bert(teacher, heads, batch, pooled_activation, dropout)
+    att = rep = soft = hard = logits.new_zeros(())
     if distill_model in ("simplified", "intermediate"):
         every = len(target_scores) // len(scores)
         for m, student_scores in enumerate(scores):

@@ -57,13 +57,13 @@ train_batch_size=${train_batch_size:-64}
 learning_rate=${learning_rate:-5e-5}
 num_train_epochs=${num_train_epochs:-2}
 eval_batch_size=${eval_batch_size:-256}     # of re-ranking
-fp16=${fp16:-yes}                           # no: everything in full precision
+precision=${precision:-auto}                # fp32: everything in full precision
 train_loss_step=${train_loss_step:-100}
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-python}                    # the interpreter
 
 data=data/$name models=models/$name runs=runs/$name
-export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size fp16 train_loss_step device python
+export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size precision train_loss_step device python
 export overwrite=yes                        # for a student whose training was stopped; a finished one stays
 mkdir -p "$data" "$models" "$runs/dev" "$runs/trec"
 
@@ -84,13 +84,12 @@ make "$data/all_pairs.tsv.gz.report.json" prepare make_train_pairs --collection 
     --queries "$train_queries" --qrels "$train_qrels" --candidates "$train_candidates" --window "$window" \
     --stride "$stride" --num_negatives "$num_negatives" --output_pairs_file "$data/all_pairs.tsv.gz" \
     --output_positives_file "$data/positives.tsv.gz" --overwrite
-positives=$data/positives.$max_seq_length.features fp16_flag=()
-[[ $fp16 != yes ]] || fp16_flag=(--fp16)
+positives=$data/positives.$max_seq_length.features
 make "$positives" "$python" tokenize_to_features.py --set_name test --raw_data_file "$data/positives.tsv.gz" \
     --output_features_file "$positives" --bert_model_dir "$models/teacher" --max_seq_length "$max_seq_length"
 make "$data/positives.scores.tsv" "$python" rerank.py --model_dir "$models/teacher" --features_file "$positives" \
     --output_scores_file "$data/positives.scores.tsv" --eval_batch_size "$eval_batch_size" \
-    --device "$device" ${fp16_flag[@]+"${fp16_flag[@]}"}
+    --device "$device" --precision "$precision"
 make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file "$data/all_pairs.tsv.gz" \
     --scores_file "$data/positives.scores.tsv" --threshold "$threshold" --best "$best_positives" \
     --output_pairs_file "$data/train_pairs.tsv" --overwrite

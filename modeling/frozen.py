@@ -65,7 +65,7 @@ class FrozenRanker:
         self._pooler = self._linear(ranker.bert.pooler.dense)
         # As in BertRanker: in half precision neighbouring scores would be the same number, and documents tie.
         head = torch.promote_types(self.dtype, torch.float32)
-        self._classifier = [parameter.detach().to(head) for parameter in ranker.classifier.parameters()]
+        self._classifier = [parameter.detach().to(head, copy=True) for parameter in ranker.classifier.parameters()]
 
     @torch.no_grad()  # not inference mode: a loss keeps the teacher's states for its backward pass
     def __call__(

@@ -35,7 +35,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run_recipe(project: Path, recipe: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"python": sys.executable, "OMP_NUM_THREADS": "1", "fp16": "no", "device": "cpu"}
+    environment = os.environ | {"python": sys.executable, "OMP_NUM_THREADS": "1", "precision": "fp32", "device": "cpu"}
     done = subprocess.run(
         ["bash", str(project / "experiments" / recipe)],
         env=environment | {"train_batch_size": "4", "train_loss_step": "1", "max_seq_length": "19"} | variables,

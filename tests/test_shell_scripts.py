@@ -43,7 +43,7 @@ def variables(tmp_path_factory) -> dict[str, str]:
         "train_batch_size": "4",
         "num_train_epochs": "1",
         "device": "cpu",
-        "fp16": "no",
+        "precision": "fp32",
         "python": sys.executable,
         "OMP_NUM_THREADS": "1",
     }
@@ -133,7 +133,7 @@ def test_a_path_that_is_not_there_is_named_at_once(variables: dict[str, str], va
 @pytest.mark.parametrize(
     "variable",
     [
-        "distill_model_type=simplifed", "overwrite=true", "fp16=1", "teacher_dropout=on", "do_lower_case=0",
+        "distill_model_type=simplifed", "overwrite=true", "precision=fp64", "teacher_dropout=on", "do_lower_case=0",
         "teacher_check=off", "ignore_padding=1", "set_name=test", "set_name=general",
     ],
 )  # fmt: skip

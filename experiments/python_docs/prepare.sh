@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the bundled example, whatever of it is missing: collection, encoder, teacher, general student.
-# distill.sh calls it, with its own max_seq_length, device, fp16 and python. The other numbers are set here or from the
+# distill.sh calls it, with its own max_seq_length, device, precision and python. The other numbers are set here or from the
 # environment; to build a part again with other ones, remove its directory first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,7 +17,7 @@ teacher_batch_size=${teacher_batch_size:-8} # examples per update
 teacher_learning_rate=${teacher_learning_rate:-2e-5} # the highest; at 5e-5 it learned hardly anything in so few updates
 teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-fp16=${fp16:-no}                            # yes: mixed precision; distill.sh decides
+precision=${precision:-auto}                # as in distill.sh
 python=${python:-python}                    # the interpreter
 
 mkdir -p "$data_dir" "$models_dir"
@@ -38,11 +38,9 @@ if [[ ! -e $teacher/config.json ]]; then
             --output_features_file "$features_file" --bert_model_dir "$encoder" --max_seq_length "$max_seq_length" \
             --overwrite
     fi
-    fp16_flag=()
-    [[ $fp16 != yes ]] || fp16_flag=(--fp16)
     echo "Fine-tuning the example's teacher, which takes a few minutes without a GPU"
     "$python" distill.py --distill_model hard --features_file "$features_file" --general_student_model "$encoder" \
         --output_student_dir "$teacher" --train_batch_size "$teacher_batch_size" \
         --learning_rate "$teacher_learning_rate" --num_train_epochs "$teacher_epochs" --train_loss_step 20 \
-        --device "$device" --overwrite ${fp16_flag[@]+"${fp16_flag[@]}"}
+        --device "$device" --precision "$precision" --overwrite
 fi

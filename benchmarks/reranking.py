@@ -1,0 +1,179 @@
+"""Re-ranking: rerank.py against the published algorithm written out plainly, and against CrossEncoder."""
+
+import argparse
+import importlib.util
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import plain
+from benchmarks.made_up import HEADS, Shape, last_json, machine, make_model, make_pairs, run
+from formats.features import Features
+from formats.files import InputError, run_script
+from formats.pairs import read_pairs
+from formats.scores import read_scores
+from modeling.device import choose_device, dtype_of
+
+PLAIN_BATCH = 100
+WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of them are two tokens
+# Of a score, from 0 to 1, against the plain version's.
+TOLERANCES = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Re-ranks made-up pairs, of full length and of 15 to 150 words, with a student of random weights:
+by tokenize_to_features.py and rerank.py in each precision, by the plain version (100 padded pairs at a time), by
+CrossEncoder where sentence-transformers is installed, and with a teacher by rerank.py. Prints pairs/s and ratios.
+
+  python benchmarks/reranking.py
+
+Each runs in a process of its own, in turn. Tokenization is counted on the sides of rerank.py and CrossEncoder, loading
+a model on none. Ends with status 1 where scores differ from the plain ones by more than the precision explains.""",
+    )
+    parser.add_argument("--student", type=Shape.parse, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
+    parser.add_argument("--teacher", type=Shape.parse, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
+    parser.add_argument("--max_seq_length", type=int, default=256, help="tokens (default 256)")
+    parser.add_argument("--pairs", type=int, default=400, help="of each kind; a tenth for the teacher (default 400)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each, of which the best counts (default 2)")
+    parser.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,fp16)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # plain or crossencoder, file, precision
+    args = parser.parse_args()
+    for name, least in (("pairs", 10), ("rounds", 1), ("max_seq_length", 50)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name}: needs to be {least} or more")
+    args.device = str(choose_device(args.device))
+    args.precisions = (args.precisions or ("fp32,bf16,int8" if args.device == "cpu" else "fp32,fp16")).split(",")
+    if not {"fp32"} <= set(args.precisions) <= set(TOLERANCES):
+        raise InputError(f"--precisions: fp32, and of {', '.join(TOLERANCES)} what you want, with commas")
+    return args
+
+
+@torch.inference_mode()
+def score_plainly(args: argparse.Namespace, features_file: Path) -> None:
+    """In a child: prints scores and seconds of the plain version, tokenization not counted."""
+    device = choose_device(args.device)
+    loaded = safetensors.torch.load_file(features_file.with_name("student") / "model.safetensors")
+    weights = {name: tensor.to(device) for name, tensor in loaded.items()}
+    features = Features(features_file)
+    scores: list[float] = []
+    start = time.monotonic()
+    for first in range(0, len(features), PLAIN_BATCH):
+        arrays = features.batch(range(first, min(first + PLAIN_BATCH, len(features))), args.max_seq_length)
+        batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        logits = plain.bert(weights, HEADS, batch)[0]
+        scores += torch.softmax(logits, dim=-1)[:, 1].tolist()
+    print(json.dumps({"scores": scores, "seconds": time.monotonic() - start}))
+
+
+def score_by_crossencoder(args: argparse.Namespace, pairs_file: Path, precision: str) -> None:
+    """In a child: prints the seconds of CrossEncoder.predict, as its users call it."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(
+        str(pairs_file.with_name("student")),
+        max_length=args.max_seq_length,
+        device=args.device,
+        model_kwargs={"torch_dtype": dtype_of(precision)},
+    )
+    pairs = [(pair.query, pair.passage) for pair in read_pairs(pairs_file, labelled=False)]
+    model.predict(pairs[:32], show_progress_bar=False)
+    start = time.monotonic()
+    model.predict(pairs, show_progress_bar=False)
+    print(json.dumps({"seconds": time.monotonic() - start}))
+
+
+def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
+    """The features of pairs, and the seconds that they took."""
+    features_file = pairs_file.with_suffix(".features")
+    flags = ["--set_name", "test", "--raw_data_file", pairs_file, "--output_features_file", features_file]
+    flags += ["--bert_model_dir", pairs_file.with_name("student"), "--max_seq_length", args.max_seq_length]
+    printed, _ = run(["tokenize_to_features.py", *flags, "--overwrite"])
+    return features_file, float(re.findall(r"in ([\d.]+) s", printed)[-1])
+
+
+def rerank(args: argparse.Namespace, model: str, features_file: Path, precision: str) -> tuple[np.ndarray, float]:
+    """The scores of rerank.py, and its seconds."""
+    output = features_file.with_suffix(".scores")
+    flags = ["--model_dir", features_file.with_name(model), "--features_file", features_file, "--overwrite"]
+    flags += ["--output_scores_file", output, "--precision", precision, "--device", args.device]
+    printed, _ = run(["rerank.py", *flags])
+    return np.array([row.score for row in read_scores(output)]), float(re.findall(r"in ([\d.]+) s", printed)[-1])
+
+
+def main() -> None:
+    args = parse_args()
+    if args.child:
+        what, file, precision = args.child
+        if what == "plain":
+            score_plainly(args, Path(file))
+        else:
+            score_by_crossencoder(args, Path(file), precision)
+        return
+    print(machine())
+    own = [__file__, *sys.argv[1:], "--child"]
+    has_crossencoder = importlib.util.find_spec("sentence_transformers") is not None
+    if not has_crossencoder:
+        print("sentence-transformers is not installed, so CrossEncoder is not measured")
+    speeds: dict[str, float] = {}
+    worst: dict[str, float] = dict.fromkeys(args.precisions, 0.0)
+
+    def keep(name: str, count: int, seconds: float) -> None:
+        speeds[name] = max(count / seconds, speeds.get(name, 0.0))
+        print(f"    {name}: {count / seconds:.1f} pairs/s", flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        make_model(directory / "student", args.student, 1)
+        make_model(directory / "teacher", args.teacher, 2)
+        files = {"few": directory / "few.tsv"}
+        for kind, words in WORDS.items():
+            lines = [f"q{i}#D{i}_0\t{q}\t{p}\n" for i, (q, p) in enumerate(make_pairs(args.pairs, words))]
+            files[kind] = directory / f"{kind}.tsv"
+            files[kind].write_text("".join(lines), "utf-8")
+            if kind == "full":
+                files["few"].write_text("".join(lines[: args.pairs // 10]), "utf-8")
+        few, _ = tokenize(args, files["few"])
+        for _ in range(args.rounds):
+            for kind in WORDS:
+                features_file, tokenizing = tokenize(args, files[kind])
+                expected = last_json(run([*own, "plain", features_file, "fp32"]).printed)
+                keep(f"plain fp32, {kind}", args.pairs, expected["seconds"])
+                for precision in args.precisions:
+                    scores, seconds = rerank(args, "student", features_file, precision)
+                    worst[precision] = max(worst[precision], float(np.abs(scores - expected["scores"]).max()))
+                    keep(f"rerank.py {precision}, {kind}", args.pairs, tokenizing + seconds)
+                    if has_crossencoder and precision != "int8":
+                        said = last_json(run([*own, "crossencoder", files[kind], precision]).printed)
+                        keep(f"CrossEncoder {precision}, {kind}", args.pairs, said["seconds"])
+            for precision in args.precisions:
+                keep(f"teacher {precision}", args.pairs // 10, rerank(args, "teacher", few, precision)[1])
+
+    for precision in args.precisions:
+        print(f"{precision}: scores differ from the plain ones by {worst[precision]:.1e} at most")
+        for kind in WORDS:
+            speed = speeds[f"rerank.py {precision}, {kind}"]
+            against = [f"{speed / speeds[f'plain fp32, {kind}']:.2f} x plain fp32"]
+            crossencoder = speeds.get(f"CrossEncoder {precision}, {kind}")
+            if crossencoder:
+                against.append(f"{speed / crossencoder:.2f} x CrossEncoder {precision}")
+            if kind == "full":
+                against.append(f"{speed / speeds[f'teacher {precision}']:.1f} x teacher {args.teacher}")
+            print(f"rerank.py {precision}, {kind}: {', '.join(against)}")
+    sys.exit(0 if all(worst[precision] <= TOLERANCES[precision] for precision in args.precisions) else 1)
+
+
+if __name__ == "__main__":
+    run_script(main)
