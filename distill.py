@@ -632,11 +632,11 @@ def main() -> None:
         # apex reaches into modules that it knows, and has its own precisions
         if teacher is not None and not args.teacher_dropout and args.fp16_backend == "torch":
             teacher = FrozenRanker(teacher, args.precision)
+        keep_freed_memory()
         checked = ""
         if args.soft_weight and not args.no_teacher_check:
             checked = check_teacher(args, device, features, teacher)
 
-    keep_freed_memory()
     join(device)  # no process looks for an earlier run any more
     if rank() == 0:
         prepare_output_dir(args.output_student_dir)

@@ -19,7 +19,7 @@ from benchmarks.made_up import HEADS, Shape, last_json, machine, make_features, 
 from distill import epoch_order
 from formats.features import Features
 from formats.files import InputError, run_script
-from modeling.checkpoint import load_ranker, make_fit_dense
+from modeling.checkpoint import load_ranker
 from modeling.device import choose_device, dtype_of
 
 SEED = 42
@@ -89,8 +89,6 @@ def distil_plainly(args: argparse.Namespace, directory: Path, precision: str, dr
     for name in ("student", "teacher"):
         loaded = safetensors.torch.load_file(directory / name / "model.safetensors")
         weights[name] = {key: tensor.to(device) for key, tensor in loaded.items()}
-    fit_dense = safetensors.torch.load_file(directory / "fit_dense.safetensors")
-    weights["student"] |= {f"fit_dense.{key}": tensor.to(device) for key, tensor in fit_dense.items()}
     half = contextlib.nullcontext()
     if precision != "fp32":
         half = torch.autocast(device.type, dtype_of(precision))
@@ -131,11 +129,6 @@ def distil(args: argparse.Namespace, directory: Path, precision: str) -> tuple[l
     return [json.loads(line)["loss"] for line in lines], speed, peak
 
 
-def first_fit_dense(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """The values that distill.py starts its fit_dense from."""
-    return dict(make_fit_dense(args.student.hidden, args.teacher.hidden, None, SEED, 0.02).state_dict())
-
-
 def main() -> None:
     args = parse_args()
     if args.child:
@@ -167,8 +160,7 @@ def main() -> None:
             directory.mkdir()
             make_features(directory / "features", "train", count, args.max_seq_length)
             make_model(directory / "teacher", args.teacher, 1, dropout)
-            make_model(directory / "student", args.student, 2, dropout)
-            safetensors.torch.save_file(first_fit_dense(args), directory / "fit_dense.safetensors")
+            make_model(directory / "student", args.student, 2, dropout, fit_to=args.teacher.hidden)
             label = f"dropout {dropout}"
             for _ in range(rounds):
                 for plain_precision in ("fp32", "fp16") if on_gpu else ("fp32",):

@@ -55,8 +55,8 @@ def machine() -> str:
     )
 
 
-def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0) -> Path:
-    """A ranker with initial values."""
+def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0, fit_to: int | None = None) -> Path:
+    """A ranker with initial values; a student with a `fit_dense` where it is to learn from such a hidden size."""
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=len(TOKENS),
@@ -68,7 +68,9 @@ def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0) -
         attention_probs_dropout_prob=dropout,
     )
     directory.mkdir()
-    save_ranker(BertRanker(config), TOKENS, True, directory)
+    ranker = BertRanker(config)
+    fit_dense = None if fit_to is None else torch.nn.Linear(shape.hidden, fit_to)
+    save_ranker(ranker, TOKENS, True, directory, fit_dense=fit_dense)
     return directory
 
 

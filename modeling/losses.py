@@ -43,52 +43,88 @@ def attention_loss(
     score is <= -100, which max|q| max|k| / sqrt(e) < 100 proves; a batch where it does not takes the direct form.
     """
     with torch.autocast(attention_mask.device.type, enabled=False):
-        # Upcast once: low-precision Gram products lose the gradient.
-        pairs = [
-            tuple((q.float() / math.sqrt(q.shape[-1]), k.float()) for q, k in pair)
-            for pair in zip(student, teacher, strict=True)
-        ]
         real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
-        bound = torch.stack(
-            [
-                q.detach().norm(dim=-1).amax() * (k.detach() * real).norm(dim=-1).amax()
-                for pair in pairs
-                for q, k in pair
-            ]
-        ).amax()
+        pairs = list(zip(student, teacher, strict=True))
         # the bound is the one number that is read off the device
+        bound = torch.stack([_bound_of_scores(q.detach(), k.detach(), real) for pair in pairs for q, k in pair]).amax()
         sum_of_squares = _sum_of_squares_by_gram if bound < -SCORE_FLOOR else _sum_of_squares_by_scores
         heads, tokens = student[0][0].shape[1:3]
         counted = attention_mask.sum(dim=-1) if ignore_padding else tokens  # (B,) or one for all
-        terms = [(sum_of_squares(*pair, real, ignore_padding) / (heads * counted**2)).mean() for pair in pairs]
+        terms = [
+            (sum_of_squares(*of_student, *of_teacher, real, ignore_padding) / (heads * counted**2)).mean()
+            for of_student, of_teacher in pairs
+        ]
         return torch.stack(terms).sum()
 
 
-def _sum_of_squares_by_gram(
-    student: QueriesKeys, teacher: QueriesKeys, real: torch.Tensor, ignore_padding: bool
-) -> torch.Tensor:
-    """Of the differences between scores, (B,). Queries come divided by sqrt(e); `real`: (B, 1, T, 1), 0 on padding."""
-    (query_s, key_s), (query_t, key_t) = student, teacher
-    a = torch.cat([query_s, -query_t], dim=-1)  # (B, h, T, e_s + e_t)
-    b = torch.cat([key_s, key_t], dim=-1) * real  # (B, h, T, e_s + e_t)
-    if ignore_padding:
-        a = a * real
-    gram_a = a.transpose(-1, -2) @ a  # (B, h, e_s + e_t, e_s + e_t)
-    gram_b = b.transpose(-1, -2) @ b  # (B, h, e_s + e_t, e_s + e_t)
-    return (gram_a * gram_b).sum(dim=(1, 2, 3))
+def _bound_of_scores(query: torch.Tensor, key: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """No score of a real key is larger in magnitude (Cauchy-Schwarz)."""
+    norms = (query.float().norm(dim=-1), (key.float() * real).norm(dim=-1))
+    return norms[0].amax() * norms[1].amax() / math.sqrt(query.shape[-1])
+
+
+class _SumOfSquaresByGram(torch.autograd.Function):
+    """Of the differences between scores, (B,). `real`: (B, 1, T, 1), 0 on padding.
+
+    A and B are made again in the backward pass, so that only Q, K and the small Gram matrices are kept; the gradient of
+    <A^T A, B^T B> is 2 A (B^T B) for A and 2 B (A^T A) for B, of which the student's columns are wanted.
+    """
+
+    @staticmethod
+    def _a_and_b(
+        query_s: torch.Tensor,
+        key_s: torch.Tensor,
+        query_t: torch.Tensor,
+        key_t: torch.Tensor,
+        real: torch.Tensor,
+        ignore_padding: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Upcast once: low-precision Gram products lose the gradient.
+        scaled_s, scaled_t = (query.float() / math.sqrt(query.shape[-1]) for query in (query_s, query_t))
+        a = torch.cat([scaled_s, -scaled_t], dim=-1)  # (B, h, T, e_s + e_t)
+        b = torch.cat([key_s.float(), key_t.float()], dim=-1) * real  # (B, h, T, e_s + e_t)
+        return a * real if ignore_padding else a, b
+
+    @staticmethod
+    def forward(ctx, query_s, key_s, query_t, key_t, real, ignore_padding):
+        a, b = _SumOfSquaresByGram._a_and_b(query_s, key_s, query_t, key_t, real, ignore_padding)
+        gram_a = a.transpose(-1, -2) @ a  # (B, h, e_s + e_t, e_s + e_t)
+        gram_b = b.transpose(-1, -2) @ b  # (B, h, e_s + e_t, e_s + e_t)
+        ctx.save_for_backward(query_s, key_s, query_t, key_t, real, gram_a, gram_b)
+        ctx.ignore_padding = ignore_padding
+        return (gram_a * gram_b).sum(dim=(1, 2, 3))
+
+    @staticmethod
+    def backward(ctx, grad):
+        query_s, key_s, query_t, key_t, real, gram_a, gram_b = ctx.saved_tensors
+        a, b = _SumOfSquaresByGram._a_and_b(query_s, key_s, query_t, key_t, real, ctx.ignore_padding)
+        size = query_s.shape[-1]
+        grad = 2.0 * grad[:, None, None, None]  # (B, 1, 1, 1)
+        grad_query = a @ (gram_b[..., :size] * (grad / math.sqrt(size)))  # (B, h, T, e_s)
+        grad_key = b @ (gram_a[..., :size] * grad)  # (B, h, T, e_s)
+        return grad_query.to(query_s.dtype), grad_key.to(key_s.dtype), None, None, None, None
+
+
+_sum_of_squares_by_gram = _SumOfSquaresByGram.apply
 
 
 def _sum_of_squares_by_scores(
-    student: QueriesKeys, teacher: QueriesKeys, real: torch.Tensor, ignore_padding: bool
+    query_s: torch.Tensor,
+    key_s: torch.Tensor,
+    query_t: torch.Tensor,
+    key_t: torch.Tensor,
+    real: torch.Tensor,
+    ignore_padding: bool,
 ) -> torch.Tensor:
     """The same in the published form."""
     mask = (1.0 - real.transpose(-1, -2).float()) * -10000.0  # (B, 1, 1, T)
 
     def scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        raw = query @ key.transpose(-1, -2) + mask  # (B, h, T, e) x (B, h, e, T) -> (B, h, T, T)
+        query = query.float() / math.sqrt(query.shape[-1])
+        raw = query @ key.float().transpose(-1, -2) + mask  # (B, h, T, e) x (B, h, e, T) -> (B, h, T, T)
         return torch.where(raw <= SCORE_FLOOR, torch.zeros_like(raw), raw)
 
-    difference = scores(*student) - scores(*teacher)  # (B, h, T, T)
+    difference = scores(query_s, key_s) - scores(query_t, key_t)  # (B, h, T, T)
     if ignore_padding:
         difference = difference * real
     return difference.square().sum(dim=(1, 2, 3))
