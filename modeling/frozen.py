@@ -21,6 +21,8 @@ from modeling.bert import BertRanker, RankerOutput
 from modeling.device import multiplies_bfloat16
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+# oneDNN compiles a product for each shape that it meets; rounded up there are few of them.
+_ROWS, _KEYS = 64, 16
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -85,7 +87,11 @@ class FrozenRanker:
         counts = [width] * size if is_padded else lengths
         rows = _Rows([0, *accumulate(counts)][:-1], counts, lengths)
         inputs = (input_ids, torch.arange(width, device=input_ids.device).expand(size, width), token_type_ids)
-        inputs = (x.flatten() if is_padded else x[attention_mask.bool()] for x in inputs)
+        if is_padded:
+            inputs = (x.flatten() for x in inputs)
+        else:
+            spare = -sum(lengths) % _ROWS
+            inputs = (F.pad(x[attention_mask.bool()], (0, spare)) for x in inputs)
         ids, positions, segments = (x.to(self.device, non_blocking=True) for x in inputs)  # (N,) each
         hidden = self._words[ids] + self._positions[positions] + self._segments[segments]
         hidden = self._embeddings_norm(hidden)  # (N, d)
@@ -165,17 +171,19 @@ class FrozenRanker:
 def _attend_one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: _Rows, cls_only: bool
 ) -> torch.Tensor:
-    """An example at a time, so that its scores stay in the processor's cache."""
-    context = torch.empty_like(query, memory_format=torch.contiguous_format)
+    """An example at a time, in order, so that its scores stay in the processor's cache.
+
+    Rounded up, it takes in rows of the next: as keys they weigh 0, and their context is written again.
+    """
+    context = torch.zeros_like(query, memory_format=torch.contiguous_format)  # spare rows stay finite
     query = query / math.sqrt(query.shape[-1])
     for b, (start, count, length) in enumerate(zip(*rows, strict=True)):
-        asking = slice(b, b + 1) if cls_only else slice(start, start + count)
-        q, k, v = (
-            x.transpose(0, 1)  # (h, T or 1, e), (h, length, e) twice
-            for x in (query[asking], key[start : start + length], value[start : start + length])
-        )
-        weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)  # (h, T or 1, length)
-        context[asking] = torch.bmm(weights, v).transpose(0, 1)
+        asking = slice(b, b + 1) if cls_only else slice(start, start + count + -count % _KEYS)
+        wide = slice(start, start + length + -length % _KEYS)
+        q, k, v = (x.transpose(0, 1) for x in (query[asking], key[wide], value[wide]))  # (h, T or 1, e), (h, K, e)
+        scores = torch.bmm(q, k.transpose(1, 2))  # (h, T or 1, K)
+        scores[..., length:] = float("-inf")
+        context[asking] = torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1)
     return context.flatten(1)
 
 
