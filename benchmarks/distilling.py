@@ -15,12 +15,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import plain
-from benchmarks.made_up import HEADS, Shape, last_json, machine, make_features, make_model, run
+from benchmarks.made_up import HEADS, Shape, last_json, machine, make_features, make_model, run, shape
 from distill import epoch_order
 from formats.features import Features
 from formats.files import InputError, run_script
 from modeling.checkpoint import load_ranker
-from modeling.device import choose_device, dtype_of
+from modeling.device import DeviceError, choose_device, dtype_of
 
 SEED = 42
 DROPOUT = 0.1
@@ -41,8 +41,8 @@ First without dropout, where the losses of every update must agree (status 1 whe
 of 0.1, as published: in the plain version in both models, in distill.py in the student alone. Each runs in a process of
 its own, in turn.""",
     )
-    parser.add_argument("--teacher", type=Shape.parse, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
-    parser.add_argument("--student", type=Shape.parse, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
+    parser.add_argument("--teacher", type=shape, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
+    parser.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
     parser.add_argument("--batch_size", type=int, default=16, help="examples per update (default 16)")
     parser.add_argument("--max_seq_length", type=int, default=256, help="tokens (default 256)")
     parser.add_argument("--updates", type=int, default=5, help="of each run (default 5)")
@@ -56,6 +56,7 @@ its own, in turn.""",
             raise InputError(f"--{name}: needs to be 1 or more")
     if args.max_seq_length < 50:
         raise InputError("--max_seq_length: needs to be 50 or more")
+    args.device = str(choose_device(args.device))
     args.precisions = args.precisions.split(",")
     if not set(args.precisions) <= set(TOLERANCES):
         raise InputError(f"--precisions: takes {', '.join(TOLERANCES)}, with commas")
@@ -144,7 +145,7 @@ def main() -> None:
         f"{args.max_seq_length} tokens"
     )
     count = args.updates * args.batch_size
-    on_gpu = choose_device(args.device).type == "cuda"
+    on_gpu = args.device != "cpu"
     own = [__file__, *sys.argv[1:], "--child"]
     speeds: dict[str, float] = {}
     peaks: dict[str, int] = {}
@@ -187,11 +188,12 @@ def main() -> None:
             against = [f"{speeds[name] / speeds[f'plain fp32, {label}']:.2f} x plain fp32"]
             if on_gpu:
                 against.append(f"{speeds[name] / speeds[f'plain fp16, {label}']:.2f} x plain under autocast")
-            against.append(f"an update costs {speeds[f'forward {precision}'] / speeds[name]:.2f} forwards")
+            cost = speeds[f"forward {precision}"] / speeds[name]
+            against.append(f"an update costs {cost:.2f} x the teacher's forward pass")
             memory = peaks[name] / peaks[f"plain fp32, {label}"]
             print(f"{name}: {', '.join(against)}, {peaks[name] / 1e9:.2f} GB, {memory:.2f} x plain's")
     sys.exit(0 if is_same else 1)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, DeviceError)

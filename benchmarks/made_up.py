@@ -33,16 +33,16 @@ class Shape(NamedTuple):
     layers: int
     hidden: int
 
-    @classmethod
-    def parse(cls, text: str) -> "Shape":
-        """Raises ValueError for anything else, and for a hidden size that is no multiple of the 12 heads."""
-        layers, hidden = map(int, text.split("/"))
-        if layers < 1 or hidden < HEADS or hidden % HEADS:
-            raise ValueError(text)
-        return cls(layers, hidden)
-
     def __str__(self) -> str:
         return f"{self.layers}/{self.hidden}"
+
+
+def shape(text: str) -> Shape:
+    """Raises ValueError where it is no LAYERS/HIDDEN, or the hidden size no multiple of the 12 heads."""
+    layers, hidden = map(int, text.split("/"))
+    if layers < 1 or hidden < HEADS or hidden % HEADS:
+        raise ValueError(text)
+    return Shape(layers, hidden)
 
 
 def machine() -> str:

@@ -16,12 +16,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import plain
-from benchmarks.made_up import HEADS, Shape, last_json, machine, make_model, make_pairs, run
+from benchmarks.made_up import HEADS, Shape, last_json, machine, make_model, make_pairs, run, shape
 from formats.features import Features
 from formats.files import InputError, run_script
 from formats.pairs import read_pairs
 from formats.scores import read_scores
-from modeling.device import choose_device, dtype_of
+from modeling.device import DeviceError, choose_device, dtype_of
 
 PLAIN_BATCH = 100
 WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of them are two tokens
@@ -42,8 +42,8 @@ CrossEncoder where sentence-transformers is installed, and with a teacher by rer
 Each runs in a process of its own, in turn. Tokenization is counted on the sides of rerank.py and CrossEncoder, loading
 a model on none. Ends with status 1 where scores differ from the plain ones by more than the precision explains.""",
     )
-    parser.add_argument("--student", type=Shape.parse, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
-    parser.add_argument("--teacher", type=Shape.parse, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
+    parser.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
+    parser.add_argument("--teacher", type=shape, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
     parser.add_argument("--max_seq_length", type=int, default=256, help="tokens (default 256)")
     parser.add_argument("--pairs", type=int, default=400, help="of each kind; a tenth for the teacher (default 400)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each, of which the best counts (default 2)")
@@ -101,7 +101,8 @@ def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
     flags = ["--set_name", "test", "--raw_data_file", pairs_file, "--output_features_file", features_file]
     flags += ["--bert_model_dir", pairs_file.with_name("student"), "--max_seq_length", args.max_seq_length]
     printed, _ = run(["tokenize_to_features.py", *flags, "--overwrite"])
-    return features_file, float(re.findall(r"in ([\d.]+) s", printed)[-1])
+    count, rate = re.findall(r"(\d+) test examples.* ([\d.]+) pairs/s", printed)[-1]
+    return features_file, int(count) / float(rate)
 
 
 def rerank(args: argparse.Namespace, model: str, features_file: Path, precision: str) -> tuple[np.ndarray, float]:
@@ -110,7 +111,8 @@ def rerank(args: argparse.Namespace, model: str, features_file: Path, precision:
     flags = ["--model_dir", features_file.with_name(model), "--features_file", features_file, "--overwrite"]
     flags += ["--output_scores_file", output, "--precision", precision, "--device", args.device]
     printed, _ = run(["rerank.py", *flags])
-    return np.array([row.score for row in read_scores(output)]), float(re.findall(r"in ([\d.]+) s", printed)[-1])
+    scores = np.array([row.score for row in read_scores(output)])
+    return scores, len(scores) / float(re.findall(r"([\d.]+) passages/s", printed)[-1])
 
 
 def main() -> None:
@@ -176,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, DeviceError)

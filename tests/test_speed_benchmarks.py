@@ -1,0 +1,95 @@
+"""The benchmarks of distilling and re-ranking, at sizes that take seconds: what they print, and that they can fail."""
+
+import re
+import sys
+
+import pytest
+from tiny import assert_refused, run_main
+
+from benchmarks import distilling, made_up, reranking
+from modeling.processes import world_size
+
+SMALL = ["--teacher=4/24", "--student=2/12", "--max_seq_length=50", "--rounds=1", "--device=cpu"]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Children run here, which spares them the import of torch; a small vocabulary. Returns which scripts ran."""
+    ran: list[str] = []
+
+    def run(command: list) -> made_up.Finished:
+        script = str(command[0]).removeprefix(f"{made_up.ROOT}/")
+        ran.append(script if "--child" not in command else command[command.index("--child") + 1])
+        done = run_main(script, *command[1:])
+        assert done.status == 0, done
+        return made_up.Finished(done.stdout + done.stderr, 5_000_000)
+
+    assert world_size() == 1
+    for benchmark in (distilling, reranking):
+        monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(made_up, "TOKENS", [*made_up.SPECIAL, "##x", *(f"w{i}" for i in range(30_000))])
+    return ran
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, benchmark, *flags: str) -> int:
+    monkeypatch.setattr(sys, "argv", [benchmark.__file__, *SMALL, *flags])
+    with pytest.raises(SystemExit) as done:
+        benchmark.main()
+    return done.value.code
+
+
+def test_distilling(in_this_process: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--updates=2", "--batch_size=3"]
+    assert measured(monkeypatch, distilling, *flags) == 0
+    printed = capsys.readouterr().out
+    assert in_this_process == ["plain", "distill.py", "forward", "distill.py", "forward"] * 2
+    assert re.search(r"fp32: losses of 2 updates differ by \d\.\de-0[6-9] at most", printed), printed
+    for precision in ("fp32", "bf16"):
+        for dropout in ("0.0", "0.1"):
+            line = (
+                rf"distill.py {precision}, dropout {dropout}: [\d.]+ x plain fp32, an update costs [\d.]+ x the teacher"
+            )
+            assert re.search(line, printed), printed
+    # other losses are noticed
+    monkeypatch.setitem(distilling.TOLERANCES, "bf16", 1e-12)
+    assert measured(monkeypatch, distilling, *flags) == 1
+
+
+def test_reranking(in_this_process: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(reranking.importlib.util, "find_spec", lambda name: None)
+    assert measured(monkeypatch, reranking, "--pairs=110") == 0
+    printed = capsys.readouterr().out
+    ours = ["rerank.py"] * 3
+    each = ["tokenize_to_features.py", "plain", *ours]
+    assert in_this_process == ["tokenize_to_features.py", *each * 2, *ours]
+    assert "CrossEncoder is not measured" in printed
+    for precision in ("fp32", "bf16", "int8"):
+        assert re.search(rf"{precision}: scores differ from the plain ones by \d\.\de-\d\d at most", printed), printed
+        assert re.search(rf"rerank.py {precision}, full: [\d.]+ x plain fp32, [\d.]+ x teacher 4/24", printed), printed
+        assert re.search(rf"rerank.py {precision}, mixed: [\d.]+ x plain fp32", printed), printed
+    monkeypatch.setitem(reranking.TOLERANCES, "int8", 1e-12)
+    assert measured(monkeypatch, reranking, "--pairs=10") == 1
+
+
+def test_made_up_pairs() -> None:
+    pairs = made_up.make_pairs(200, (15, 150))
+    assert pairs == made_up.make_pairs(200, (15, 150)) != made_up.make_pairs(200, (15, 150), seed=2)
+    assert all(len(query.split()) == 8 and 15 <= len(passage.split()) <= 150 for query, passage in pairs)
+    words = [word for _, passage in pairs for word in passage.split()]
+    assert 0.28 < sum(word.endswith("x") for word in words) / len(words) < 0.38
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "flags"),
+    [
+        ("distilling", ["--updates=0"]),
+        ("distilling", ["--precisions=int8"]),
+        ("distilling", ["--max_seq_length=20"]),
+        ("distilling", ["--device=tpu"]),
+        ("reranking", ["--pairs=3"]),
+        ("reranking", ["--precisions=bf16"]),
+        ("reranking", ["--device=tpu"]),
+    ],
+)
+def test_refusals(benchmark: str, flags: list[str]) -> None:
+    assert_refused(run_main(f"benchmarks/{benchmark}.py", *flags), flags[0].split("=")[0])
