@@ -3,30 +3,22 @@
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from formats.features import Example, FeaturesHeader, write_features
+from benchmarks.made_up import HEADS, Shape, machine, make_features, make_model
 from formats.files import InputError, run_script
 from formats.scores import read_scores
-from modeling.bert import BertRanker
-from modeling.checkpoint import save_ranker
-from modeling.vocabulary import vocabulary_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TOKENS = [*SPECIAL, *(f"w{i}" for i in range(8000))]
+MAX_SEQ_LENGTH = 128
 LOSS_TOLERANCE = 1e-4  # relative: sums in another order, over all updates
 SCORE_TOLERANCE = 1e-5
 
@@ -54,40 +46,9 @@ Ends with status 1 where losses or scores differ by more than rounding.""",
             raise InputError(f"--{name}: needs to be 1 or more")
     if args.processes < 2 or args.threads % args.processes or 8 % args.processes:
         raise InputError("--processes: needs to be 2 or more, and to divide --threads and the 8 examples of an update")
-    if args.hidden_size < 12 or args.hidden_size % 12:
+    if args.hidden_size < HEADS or args.hidden_size % HEADS:
         raise InputError("--hidden_size: needs to be a multiple of the 12 heads")
     return args
-
-
-def make_model(directory: Path, layers: int, hidden_size: int, seed: int) -> None:
-    """A ranker with initial values and without dropout, which would draw differently in each process."""
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=len(TOKENS),
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        intermediate_size=4 * hidden_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    directory.mkdir()
-    save_ranker(BertRanker(config), TOKENS, True, directory)
-
-
-def make_features(path: Path, set_name: str, count: int, max_seq_length: int = 128) -> None:
-    """Examples of random tokens, of half to all of the length."""
-    draw = np.random.default_rng(1)
-
-    def examples() -> Iterator[Example]:
-        for i in range(count):
-            ids = draw.integers(len(SPECIAL), len(TOKENS), draw.integers(max_seq_length // 2, max_seq_length + 1))
-            ids[[0, 9, -1]] = TOKENS.index("[CLS]"), TOKENS.index("[SEP]"), TOKENS.index("[SEP]")
-            yield Example(f"q{i}#D{i}_0", ids.tolist(), 10, i % 2 if set_name == "train" else -1)
-
-    write_features(
-        path, FeaturesHeader(max_seq_length, len(TOKENS), True, set_name, vocabulary_sha256(TOKENS)), examples()
-    )
 
 
 def run(script: str, flags: list[str], processes: int, threads: int) -> str:
@@ -128,19 +89,15 @@ def rerank(directory: Path, name: str, processes: int, threads: int) -> tuple[st
 
 def main() -> None:
     args = parse_args()
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
-    print(
-        f"{processor[1] if processor else platform.processor()}, {args.threads} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}"
-    )
+    print(machine())
     settings = {"one": (1, args.threads), "several": (args.processes, args.threads // args.processes)}
     is_same = True
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        make_model(directory / "teacher", 12, args.hidden_size, seed=1)
-        make_model(directory / "student", 3, args.hidden_size, seed=2)
-        make_features(directory / "train", "train", 8 * args.updates)
-        make_features(directory / "test", "test", args.passages)
+        make_model(directory / "teacher", Shape(12, args.hidden_size), 1)
+        make_model(directory / "student", Shape(3, args.hidden_size), 2, fit_to=args.hidden_size)
+        make_features(directory / "train", "train", 8 * args.updates, MAX_SEQ_LENGTH)
+        make_features(directory / "test", "test", args.passages, MAX_SEQ_LENGTH)
         for work, unit, tolerance in ((distil, "examples", LOSS_TOLERANCE), (rerank, "passages", SCORE_TOLERANCE)):
             speeds: dict[str, float] = {}
             results: dict[str, np.ndarray] = {}
