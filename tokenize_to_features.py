@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
@@ -16,16 +15,10 @@ from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
 from modeling.hub import HubError, model_directory
 from modeling.packing import pack_text
-from modeling.vocabulary import (
-    VocabularyError,
-    encode_pairs,
-    load_vocabulary,
-    vocabulary_sha256,
-    wordpiece_tokenizer,
-)
+from modeling.pair_encoding import encode_pairs, useful_processes
+from modeling.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
+from modeling.wordpiece import WordPiece
 
-# Enough to keep every core of the tokenizer busy, small against the memory of any machine.
-PAIRS_AT_A_TIME = 4096
 DEFAULT_SEED = 42
 
 
@@ -92,18 +85,17 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
     return args
 
 
-def pair_examples(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Example]:
+def pair_examples(args: argparse.Namespace, tokenizer: WordPiece) -> Iterator[Example]:
     """The pairs of the input, tokenized."""
-    pairs = read_pairs(args.raw_data_file, labelled=args.set_name == "train")
-    with tqdm(desc="tokenizing", unit=" pairs", disable=None) as progress:
-        while batch := list(itertools.islice(pairs, PAIRS_AT_A_TIME)):
-            encoded = encode_pairs(tokenizer, ((pair.query, pair.passage) for pair in batch), args.max_seq_length)
-            for pair, (input_ids, first_segment_length) in zip(batch, encoded, strict=True):
-                yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
-            progress.update(len(batch))
+    pairs, texts = itertools.tee(read_pairs(args.raw_data_file, labelled=args.set_name == "train"))
+    texts = ((pair.query, pair.passage) for pair in texts)
+    encoded = encode_pairs(tokenizer, texts, args.max_seq_length, useful_processes())
+    pairs = tqdm(pairs, desc="tokenizing", unit=" pairs", disable=None)
+    for (input_ids, first_segment_length), pair in zip(encoded, pairs, strict=True):
+        yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
 
 
-def text_examples(args: argparse.Namespace, tokenizer: Tokenizer, seen: Counter) -> Iterator[Example]:
+def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter) -> Iterator[Example]:
     """The text of the input, packed. Counts its documents, lines and tokens in `seen`.
 
     Raises InputError where the text makes no example.
@@ -129,7 +121,7 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     tokens = load_vocabulary(model_directory(args.bert_model_dir, weights=False))
-    tokenizer = wordpiece_tokenizer(tokens, args.do_lower_case)
+    tokenizer = WordPiece(tokens, args.do_lower_case)
     header = FeaturesHeader(
         args.max_seq_length, len(tokens), args.do_lower_case, args.set_name, vocabulary_sha256(tokens)
     )

@@ -100,7 +100,7 @@ def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[
 
         for example in examples:
             ids.append(example.example_id)
-            token_chunks.append(np.array(example.input_ids, dtypes["input_ids"]))
+            token_chunks.append(np.asarray(example.input_ids, dtypes["input_ids"]))
             first_segment_lengths.append(example.first_segment_length)
             labels.append(example.label)
             total += 1

@@ -56,7 +56,7 @@ def read_lines(
         raise InputError(f"{path} is a directory, a file is needed")
     number = 0
     try:
-        with open(path, "rb") as on_disk, _unpacked(on_disk) if str(path).endswith(".gz") else on_disk as file:
+        with open(path, "rb", 1 << 18) as on_disk, _unpacked(on_disk) if str(path).endswith(".gz") else on_disk as file:
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if on_position and not number % 1024:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from formats.files import InputError, read_lines, write_whole
 
 NO_LABEL = -1
+COLUMNS = ("example_id", "query", "passage", "label")
 
 
 class Pair(NamedTuple):
@@ -41,7 +42,7 @@ def split_example_id(example_id: str) -> tuple[str, str]:
     if not hash_sign:
         raise ValueError(f"example id '{example_id}' has no '#' between its query id and its passage id")
     for name, value in (("query", query_id), ("passage", passage_id)):
-        if len(value.split()) != 1 or value != value.strip():
+        if value.split() != [value]:
             raise ValueError(f"example id '{example_id}' needs a {name} id that is not empty and has no white space")
     return query_id, passage_id
 
@@ -56,11 +57,11 @@ def read_pairs(path: str | Path, labelled: bool) -> Iterator[Pair]:
     for number, line in read_lines(path):
         fields = line.split("\t")
         if len(fields) != columns:
-            names = "example_id, query, passage" + (", label" if labelled else "")
+            names = ", ".join(COLUMNS[:columns])
             raise InputError(f"{path} line {number}: {len(fields)} columns where {columns} are needed ({names})")
-        for name, field in zip(("example_id", "query", "passage", "label"), fields, strict=False):
-            if not field.strip():
-                raise InputError(f"{path} line {number}: the {name} is empty")
+        if not all(map(str.strip, fields)):
+            name = next(name for name, field in zip(COLUMNS, fields, strict=False) if not field.strip())
+            raise InputError(f"{path} line {number}: the {name} is empty")
         if not labelled:
             try:
                 split_example_id(fields[0])

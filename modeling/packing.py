@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
 import numpy as np
-from tokenizers import Tokenizer
 
-# A long line is tokenized in pieces that end before a blank, which no token crosses: the tokenizer holds over 100 bytes
-# a character while it works. What it is given at a time keeps all cores busy and stays below 300 MB.
+from modeling.wordpiece import WordPiece
+
+# A long line is tokenized in pieces that end before a blank, which no token crosses: every word of a piece is an object
+# while the tokenizer works.
 _PIECE = re.compile(r".{1,1000}[^ ]*", re.DOTALL)
-PIECES_AT_A_TIME = 2048
 
 
 class Edge(IntEnum):
@@ -24,7 +24,7 @@ class Edge(IntEnum):
 
 
 def pack_text(
-    tokenizer: Tokenizer, lines: Iterable[tuple[str, bool]], max_seq_length: int, seed: int
+    tokenizer: WordPiece, lines: Iterable[tuple[str, bool]], max_seq_length: int, seed: int
 ) -> Iterator[tuple[list[int], int]]:
     """Packs lines, each given as its text and whether a document begins with it, into `[CLS] A [SEP] B [SEP]`.
 
@@ -36,17 +36,13 @@ def pack_text(
         yield [cls, *first, sep, *second, sep], len(first) + 2
 
 
-def tokenize_lines(tokenizer: Tokenizer, lines: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[int], Edge]]:
+def tokenize_lines(tokenizer: WordPiece, lines: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[int], Edge]]:
     """Token ids of the lines, in order, a long line in several pieces. With each piece comes what begins with it."""
-    pieces = (
-        (piece, (Edge.DOCUMENT if begins_document else Edge.LINE) if number == 0 else Edge.NONE)
-        for text, begins_document in lines
-        for number, piece in enumerate(_PIECE.findall(text))
-    )
-    while batch := list(itertools.islice(pieces, PIECES_AT_A_TIME)):
-        encodings = tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-        for (_, edge), encoding in zip(batch, encodings, strict=True):
-            yield encoding.ids, edge
+    for text, begins_document in lines:
+        edge = Edge.DOCUMENT if begins_document else Edge.LINE
+        for piece in _PIECE.findall(text):
+            yield tokenizer.encode(piece).tolist(), edge
+            edge = Edge.NONE
 
 
 def pack(

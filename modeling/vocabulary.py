@@ -1,15 +1,17 @@
-"""A model directory's WordPiece vocabulary, and the tokenizer that it makes. Loads no torch."""
+"""A model directory's WordPiece vocabulary, read and saved. Loads no torch."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.models import WordPiece as WordPieceModel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
+
+from modeling.wordpiece import LONGEST_WORD
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -73,43 +75,12 @@ def vocabulary_sha256(tokens: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
 
-def wordpiece_tokenizer(tokens: Sequence[str], do_lower_case: bool) -> Tokenizer:
-    """BERT's WordPiece on the Rust tokenizer. Text never becomes a control token: `[SEP]` yields ordinary pieces."""
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = BertNormalizer(lowercase=do_lower_case)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    return tokenizer
-
-
-def truncated_lengths(query_length: int, passage_length: int, limit: int) -> tuple[int, int]:
-    """How many tokens of each side stay when, while both exceed `limit`, the last token of the longer side is
-    dropped, of the passage when they are equally long (`_truncate_seq_pair` of BERT, Devlin et al. 2019)."""
-    query_kept = min(query_length, max(limit - passage_length, limit - limit // 2))
-    return query_kept, min(passage_length, limit - query_kept)
-
-
-def encode_pairs(
-    tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], max_seq_length: int
-) -> Iterator[tuple[list[int], int]]:
-    """Encodes (query, passage) pairs as `[CLS] query [SEP] passage [SEP]`, each distinct text once.
-
-    Yields for each pair its token ids, at most `max_seq_length`, and the length of its first segment.
-    """
-    pairs = list(pairs)
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    ids = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    for query, passage in pairs:
-        query_ids, passage_ids = ids[query], ids[passage]
-        query_kept, passage_kept = truncated_lengths(len(query_ids), len(passage_ids), max_seq_length - 3)
-        yield [cls, *query_ids[:query_kept], sep, *passage_ids[:passage_kept], sep], query_kept + 2
-
-
 def save_tokenizer(directory: Path, tokens: Sequence[str], do_lower_case: bool, max_length: int) -> None:
     """Writes `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, as `AutoTokenizer` reads them."""
-    tokenizer = wordpiece_tokenizer(tokens, do_lower_case)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(WordPieceModel(vocabulary, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+    tokenizer.normalizer = BertNormalizer(lowercase=do_lower_case)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token in tokens]
     )

@@ -35,7 +35,9 @@ from benchmarks import plain
 from distill import epoch_order
 from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.checkpoint import load_ranker
-from modeling.vocabulary import encode_pairs, vocabulary_sha256, wordpiece_tokenizer
+from modeling.pair_encoding import encode_pairs
+from modeling.vocabulary import vocabulary_sha256
+from modeling.wordpiece import WordPiece
 
 EXAMPLES = 8
 LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
@@ -434,7 +436,7 @@ def test_padding_can_be_left_out_of_the_losses(inputs: Path, tmp_path: Path) -> 
 
 
 def write_labelled_features(path: Path, labels: np.ndarray) -> Path:
-    encoded = encode_pairs(wordpiece_tokenizer(TOKENS, True), some_pairs(len(labels)), MAX_SEQ_LENGTH)
+    encoded = encode_pairs(WordPiece(TOKENS, True), some_pairs(len(labels)), MAX_SEQ_LENGTH)
     examples = (Example(f"e{i}", ids, first, int(labels[i])) for i, (ids, first) in enumerate(encoded))
     write_features(
         path, FeaturesHeader(MAX_SEQ_LENGTH, len(TOKENS), True, "train", vocabulary_sha256(TOKENS)), examples

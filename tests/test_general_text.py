@@ -16,7 +16,7 @@ from formats.features import Features, read_blocks, read_header
 from formats.text import TextLine, read_text
 from modeling import packing
 from modeling.packing import Edge, pack, pack_text, tokenize_lines
-from modeling.vocabulary import wordpiece_tokenizer
+from modeling.wordpiece import WordPiece
 
 
 def arguments(tmp_path: Path, model_dir: Path, content: bytes | None, *more: object) -> list:
@@ -215,27 +215,24 @@ some_lines = st.lists(
 
 
 @settings(deadline=None, max_examples=300)
-@given(lines=some_lines, piece=st.integers(1, 9), at_a_time=st.integers(1, 5), length=st.integers(5, 30))
-@example(lines=[("the \u0301cat Σ\u0301 Σ the  ", True)], piece=1, at_a_time=1, length=5)
+@given(lines=some_lines, piece=st.integers(1, 9), length=st.integers(5, 30))
+@example(lines=[("the \u0301cat Σ\u0301 Σ the  ", True)], piece=1, length=5)
 def test_examples_do_not_depend_on_how_the_text_is_tokenized(
-    lines: list[tuple[str, bool]], piece: int, at_a_time: int, length: int
+    lines: list[tuple[str, bool]], piece: int, length: int
 ) -> None:
-    tokenizer = wordpiece_tokenizer(TOKENS, True)
+    tokenizer = WordPiece(TOKENS, True)
     expected = list(pack_text(tokenizer, lines, length, 3))
-    ids = [i for text, _ in lines for i in tokenizer.encode(text, add_special_tokens=False).ids]
+    ids = [i for text, _ in lines for i in tokenizer.encode(text)]
     used = len(ids) - (len(ids) % (length - 3) == 1)
     found = [i for tokens, middle in expected for i in tokens[1 : middle - 1] + tokens[middle:-1]]
     assert found == ids[:used]
     short = packing._PIECE.pattern.replace("1000", str(piece))
-    with (
-        mock.patch.object(packing, "_PIECE", packing.re.compile(short, packing.re.DOTALL)),
-        mock.patch.object(packing, "PIECES_AT_A_TIME", at_a_time),
-    ):
+    with mock.patch.object(packing, "_PIECE", packing.re.compile(short, packing.re.DOTALL)):
         assert list(pack_text(tokenizer, lines, length, 3)) == expected
 
 
 def test_a_long_line_is_tokenized_in_pieces() -> None:
-    tokenizer = wordpiece_tokenizer(TOKENS, True)
+    tokenizer = WordPiece(TOKENS, True)
     pieces = list(tokenize_lines(tokenizer, [("cat " * 5000, True), ("the dog", False), ("x" * 3000 + " cat", False)]))
     assert [len(ids) for ids, _ in pieces] == [251, *[250] * 18, 249, 2, 1, 1]
     kinds = [Edge.DOCUMENT] + [Edge.NONE] * 19 + [Edge.LINE, Edge.LINE, Edge.NONE]
@@ -244,7 +241,6 @@ def test_a_long_line_is_tokenized_in_pieces() -> None:
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("formats.features.BLOCK_EXAMPLES", 4096)
-    monkeypatch.setattr(packing, "PIECES_AT_A_TIME", 64)
 
     def peak(examples: int) -> int:
         flags = arguments(tmp_path, model_dir, b"the cat sat on a mat dog ran\n\n" * (examples // 4), "--overwrite")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tiny import TOKENS, assert_refused, run_main, run_script
 
 from formats.features import BLOCK_EXAMPLES, Features, FeaturesHeader, read_blocks, read_header
-from modeling.vocabulary import encode_pairs, truncated_lengths, vocabulary_sha256, wordpiece_tokenizer
+from modeling.pair_encoding import encode_pairs, truncated_lengths
+from modeling.vocabulary import save_tokenizer, vocabulary_sha256
+from modeling.wordpiece import WordPiece
 
 ID = {token: i for i, token in enumerate(TOKENS)}
 
@@ -104,7 +106,8 @@ def test_the_vocabulary_of_a_tokenizer_json_is_the_same(tmp_path: Path, model_di
     tokenized(tmp_path, model_dir, b"q#d_0\tthe\tcat\n")
     other = tmp_path / "other"
     other.mkdir()
-    wordpiece_tokenizer(TOKENS, True).save(str(other / "tokenizer.json"))
+    save_tokenizer(other, TOKENS, True, 256)
+    (other / "vocab.txt").unlink()
     plain = (tmp_path / "out").read_bytes()
     assert run_main("tokenize_to_features.py", *arguments(tmp_path, other, None, "test", "--overwrite")).status == 0
     assert (tmp_path / "out").read_bytes() == plain
@@ -211,7 +214,7 @@ def plain_pieces(word: str, vocabulary: set[str]) -> list[str]:
 @example(text="e\u0301\u0301 \u0301 x\u200by", lower=True)
 def test_tokens_agree_with_the_plain_wordpiece(text: str, lower: bool) -> None:
     pieces = [piece for word in plain_words(text, lower) for piece in plain_pieces(word, set(PIECES))]
-    ids = wordpiece_tokenizer(PIECES, lower).encode(text, add_special_tokens=False).ids
+    ids = WordPiece(PIECES, lower).encode(text)
     assert [PIECES[i] for i in ids] == pieces
 
 
@@ -225,7 +228,7 @@ def test_encoded_pairs_agree_with_the_plain_version(pairs: list[tuple[str, str]]
         ]
         query, passage = plain_truncation(*sides, limit - 3)
         expected.append((["[CLS]", *query, "[SEP]", *passage, "[SEP]"], len(query) + 2))
-    encoded = encode_pairs(wordpiece_tokenizer(PIECES, True), pairs, limit)
+    encoded = encode_pairs(WordPiece(PIECES, True), pairs, limit)
     assert [([PIECES[i] for i in ids], first) for ids, first in encoded] == expected
 
 

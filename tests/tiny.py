@@ -17,7 +17,9 @@ import safetensors.torch
 import torch
 
 from formats.features import Example, FeaturesHeader, write_features
-from modeling.vocabulary import encode_pairs, vocabulary_sha256, wordpiece_tokenizer
+from modeling.pair_encoding import encode_pairs
+from modeling.vocabulary import vocabulary_sha256
+from modeling.wordpiece import WordPiece
 
 # More threads would only wait for each other.
 torch.set_num_threads(1)
@@ -164,7 +166,7 @@ def write_tiny_features(
     do_lower_case: bool = True,
 ) -> Path:
     """Features of `some_pairs`: labels 1, 0, 1, 0... and ids e0, e1... for train; ids q#d_0... for test."""
-    encoded = encode_pairs(wordpiece_tokenizer(tokens, do_lower_case), some_pairs(count, seed), max_seq_length)
+    encoded = encode_pairs(WordPiece(tokens, do_lower_case), some_pairs(count, seed), max_seq_length)
     examples = (
         Example(f"e{i}", ids, first, (i + 1) % 2)
         if set_name == "train"
