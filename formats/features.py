@@ -6,6 +6,7 @@ few opcodes that such a dict needs over the mapped file, so that a hostile file 
 and an array is a view of the file that costs no copy.
 """
 
+import itertools
 import mmap
 import os
 import pickle
@@ -20,6 +21,8 @@ from formats.files import InputError, write_whole
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
 BLOCK_EXAMPLES = 65_536
+# With an example the system maps what lies around it, up to 150 KB: of so many, 80 MB. Fewer would cost time.
+GIVE_BACK_EXAMPLES = 512
 SET_NAMES = ("train", "dev", "test", "general")
 
 # Far above what a part needs (about 60), far below what could keep a reader busy.
@@ -127,7 +130,10 @@ def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
 
     Raises InputError, naming file, block and example, for anything that the format does not allow.
     """
-    data = _map_file(path)
+    yield from _read_blocks(path, _map_file(path))
+
+
+def _read_blocks(path: str | Path, data: mmap.mmap) -> Iterator[FeatureBlock]:
     header, dtypes, position = _read_header(path, data)
     number = 0
     while True:
@@ -141,51 +147,98 @@ def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
                 raise InputError(f"{where}: {len(data) - position} bytes follow the end mark; write the file again")
             return
         yield block
+        _give_back(data)
         number += 1
 
 
 class Features:
-    """All examples of a file for reading in any order. The token ids stay in the mapped file.
+    """All examples of a file for reading in any order.
+
+    In memory are 13 bytes of an example (its place, lengths and label) and what was read last of the file. All of it
+    that was ever read stays in the system's cache, once for all processes.
 
     Raises InputError as `read_blocks` does.
     """
 
     def __init__(self, path: str | Path):
         self.path = path
-        self.header = read_header(path)
-        self._blocks = list(read_blocks(path))
-        self._first_example = np.cumsum([0] + [len(block.labels) for block in self._blocks])
+        self._data = _map_file(path)
+        self.header, dtypes, _ = _read_header(path, self._data)
         # an empty file has no block to concatenate
-        empty = np.empty(0, np.int64)
-        self.labels = np.concatenate([empty, *(block.labels for block in self._blocks)])  # (n,) int64
-        self.lengths = np.concatenate([empty, *(np.diff(block.offsets) for block in self._blocks)])  # (n,) int64
+        starts, first_segment_lengths, labels = (
+            [np.empty(0, dtype)] for dtype in (np.int64, dtypes["first_segment_lengths"], dtypes["labels"])
+        )
+        lengths = [np.empty(0, dtypes["lengths"])]
+        self._input_ids: list[np.ndarray] = []  # of each block
+        for block in _read_blocks(path, self._data):
+            self._input_ids.append(block.input_ids)
+            starts.append(block.offsets[:-1])
+            lengths.append(np.diff(block.offsets).astype(dtypes["lengths"]))
+            first_segment_lengths.append(block.first_segment_lengths)
+            labels.append(block.labels)
+        self._first_example = np.cumsum([len(block) for block in starts])  # of each block
+        self._starts = np.concatenate(starts)  # (n,) int64, in the block
+        self.lengths = np.concatenate(lengths)  # (n,) unsigned
+        self.first_segment_lengths = np.concatenate(first_segment_lengths)  # (n,) unsigned
+        self.labels = np.concatenate(labels)  # (n,) int8
+        self._read_since = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def example_id(self, index: int) -> str:
+        """The id of an example, which is read from the file: milliseconds, for messages."""
+        number = int(np.searchsorted(self._first_example, index, side="right")) - 1
+        block = next(itertools.islice(_read_blocks(self.path, self._data), number, None))
+        return block.example_ids[index - self._first_example[number]]
 
     def batch(self, indices: Sequence[int], pad_to: int | None = None) -> dict[str, np.ndarray]:
         """Examples `indices`, padded with id 0 to `pad_to` tokens or, where None, to the longest of them.
 
         Returns `input_ids`, `attention_mask`, `token_type_ids`: (batch, T) int64; `labels`: (batch,) int64.
         """
-        rows = []
-        for index in indices:
-            block_number = int(np.searchsorted(self._first_example, index, side="right")) - 1
-            rows.append((self._blocks[block_number], int(index - self._first_example[block_number])))
-        return pad_batch(rows, pad_to)
+        indices = np.asarray(indices)
+        numbers = np.searchsorted(self._first_example, indices, side="right") - 1
+        starts, lengths = self._starts[indices], self.lengths[indices]
+        tokens = [
+            self._input_ids[number][start : start + length]
+            for number, start, length in zip(numbers.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        ]
+        batch = _padded(tokens, self.first_segment_lengths[indices], self.labels[indices], pad_to)
+        self._read_since += len(indices)
+        if self._read_since >= GIVE_BACK_EXAMPLES:
+            _give_back(self._data)
+            self._read_since = 0
+        return batch
 
 
 def pad_batch(rows: Sequence[tuple[FeatureBlock, int]], pad_to: int | None = None) -> dict[str, np.ndarray]:
     """Pads examples, each given as its block and its place there. See `Features.batch` for what comes back."""
-    lengths = [int(block.offsets[i + 1] - block.offsets[i]) for block, i in rows]
-    width = pad_to or max(lengths)
-    batch = {name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    for row, ((block, i), length) in enumerate(zip(rows, lengths, strict=True)):
-        batch["input_ids"][row, :length] = block.input_ids[block.offsets[i] : block.offsets[i + 1]]
-        batch["attention_mask"][row, :length] = 1
-        batch["token_type_ids"][row, block.first_segment_lengths[i] : length] = 1
-    batch["labels"] = np.array([block.labels[i] for block, i in rows], np.int64)
-    return batch
+    tokens = [block.input_ids[block.offsets[i] : block.offsets[i + 1]] for block, i in rows]
+    first_segment_lengths = np.array([block.first_segment_lengths[i] for block, i in rows])
+    return _padded(tokens, first_segment_lengths, np.array([block.labels[i] for block, i in rows]), pad_to)
+
+
+def _padded(
+    tokens: list[np.ndarray], first_segment_lengths: np.ndarray, labels: np.ndarray, pad_to: int | None
+) -> dict[str, np.ndarray]:
+    lengths = np.array([len(ids) for ids in tokens])
+    places = np.arange(pad_to or lengths.max())
+    is_token = places < lengths[:, None]  # (batch, T)
+    input_ids = np.zeros(is_token.shape, np.int64)
+    input_ids[is_token] = np.concatenate(tokens)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": is_token.astype(np.int64),
+        "token_type_ids": (is_token & (places >= first_segment_lengths[:, None])).astype(np.int64),
+        "labels": labels.astype(np.int64),
+    }
+
+
+def _give_back(data: mmap.mmap) -> None:
+    """Has what was read of a file no longer count as this process's memory; read again, it comes from the cache."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_file(path: str | Path) -> mmap.mmap:
