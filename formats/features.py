@@ -12,7 +12,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from formats.files import InputError, write_whole
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
 BLOCK_EXAMPLES = 65_536
-# With an example the system maps what lies around it, up to 150 KB: of so many, 80 MB. Fewer would cost time.
-GIVE_BACK_EXAMPLES = 512
 SET_NAMES = ("train", "dev", "test", "general")
 
 # Far above what a part needs (about 60), far below what could keep a reader busy.
@@ -120,7 +118,8 @@ def read_header(path: str | Path) -> FeaturesHeader:
 
     Raises InputError for a file that is none of ours or was written by another version.
     """
-    return _read_header(path, _map_file(path))[0]
+    with _open_file(path) as file:
+        return _read_header(path, _map_file(file))[0]
 
 
 def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
@@ -130,7 +129,9 @@ def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
 
     Raises InputError, naming file, block and example, for anything that the format does not allow.
     """
-    yield from _read_blocks(path, _map_file(path))
+    with _open_file(path) as file:
+        data = _map_file(file)
+    yield from _read_blocks(path, data)
 
 
 def _read_blocks(path: str | Path, data: mmap.mmap) -> Iterator[FeatureBlock]:
@@ -154,79 +155,87 @@ def _read_blocks(path: str | Path, data: mmap.mmap) -> Iterator[FeatureBlock]:
 class Features:
     """All examples of a file for reading in any order.
 
-    In memory are 13 bytes of an example (its place, lengths and label) and what was read last of the file. All of it
-    that was ever read stays in the system's cache, once for all processes.
+    In memory are 13 bytes of an example: its place in the file, lengths and label. Its tokens are read when they are
+    asked for, from the system's cache, which holds the file once for all processes. They are not mapped: a page that
+    is touched can bring 2 MB of the file into what counts as this process's memory.
 
     Raises InputError as `read_blocks` does.
     """
 
     def __init__(self, path: str | Path):
         self.path = path
-        self._data = _map_file(path)
+        self._file = _open_file(path)
+        self._data = _map_file(self._file)
         self.header, dtypes, _ = _read_header(path, self._data)
+        self._dtype = np.dtype(dtypes["input_ids"])
+        file_begins = np.frombuffer(self._data, np.uint8).ctypes.data
         # an empty file has no block to concatenate
-        starts, first_segment_lengths, labels = (
-            [np.empty(0, dtype)] for dtype in (np.int64, dtypes["first_segment_lengths"], dtypes["labels"])
+        starts = [np.empty(0, np.int64)]
+        lengths, first_segment_lengths, labels = (
+            [np.empty(0, dtypes[name])] for name in ("lengths", "first_segment_lengths", "labels")
         )
-        lengths = [np.empty(0, dtypes["lengths"])]
-        self._input_ids: list[np.ndarray] = []  # of each block
         for block in _read_blocks(path, self._data):
-            self._input_ids.append(block.input_ids)
-            starts.append(block.offsets[:-1])
+            block_begins = block.input_ids.ctypes.data - file_begins
+            starts.append(block_begins + block.offsets[:-1] * self._dtype.itemsize)
             lengths.append(np.diff(block.offsets).astype(dtypes["lengths"]))
             first_segment_lengths.append(block.first_segment_lengths)
             labels.append(block.labels)
-        self._first_example = np.cumsum([len(block) for block in starts])  # of each block
-        self._starts = np.concatenate(starts)  # (n,) int64, in the block
+        self._starts = np.concatenate(starts)  # (n,) int64, bytes from the file's beginning
         self.lengths = np.concatenate(lengths)  # (n,) unsigned
         self.first_segment_lengths = np.concatenate(first_segment_lengths)  # (n,) unsigned
         self.labels = np.concatenate(labels)  # (n,) int8
-        self._read_since = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def example_id(self, index: int) -> str:
-        """The id of an example, which is read from the file: milliseconds, for messages."""
-        number = int(np.searchsorted(self._first_example, index, side="right")) - 1
-        block = next(itertools.islice(_read_blocks(self.path, self._data), number, None))
-        return block.example_ids[index - self._first_example[number]]
+        """The id of an example, which is read from the file: up to a second, for messages."""
+        ids = (example_id for block in _read_blocks(self.path, self._data) for example_id in block.example_ids)
+        return next(itertools.islice(ids, index, None))
 
     def batch(self, indices: Sequence[int], pad_to: int | None = None) -> dict[str, np.ndarray]:
         """Examples `indices`, padded with id 0 to `pad_to` tokens or, where None, to the longest of them.
 
         Returns `input_ids`, `attention_mask`, `token_type_ids`: (batch, T) int64; `labels`: (batch,) int64.
+
+        Raises InputError where the file was cut short since it was opened.
         """
         indices = np.asarray(indices)
-        numbers = np.searchsorted(self._first_example, indices, side="right") - 1
-        starts, lengths = self._starts[indices], self.lengths[indices]
-        tokens = [
-            self._input_ids[number][start : start + length]
-            for number, start, length in zip(numbers.tolist(), starts.tolist(), lengths.tolist(), strict=True)
-        ]
-        batch = _padded(tokens, self.first_segment_lengths[indices], self.labels[indices], pad_to)
-        self._read_since += len(indices)
-        if self._read_since >= GIVE_BACK_EXAMPLES:
-            _give_back(self._data)
-            self._read_since = 0
-        return batch
+        starts, lengths = self._starts[indices], self.lengths[indices].astype(np.int64)
+        sizes = lengths * self._dtype.itemsize
+        places = zip(sizes.tolist(), starts.tolist(), strict=True)
+        tokens = b"".join([os.pread(self._file.fileno(), size, start) for size, start in places])
+        if len(tokens) != sizes.sum():
+            raise InputError(f"{self.path} was cut short while it was read; write it again")
+        return _padded(
+            np.frombuffer(tokens, self._dtype),
+            lengths,
+            self.first_segment_lengths[indices],
+            self.labels[indices],
+            pad_to,
+        )
 
 
 def pad_batch(rows: Sequence[tuple[FeatureBlock, int]], pad_to: int | None = None) -> dict[str, np.ndarray]:
     """Pads examples, each given as its block and its place there. See `Features.batch` for what comes back."""
     tokens = [block.input_ids[block.offsets[i] : block.offsets[i + 1]] for block, i in rows]
-    first_segment_lengths = np.array([block.first_segment_lengths[i] for block, i in rows])
-    return _padded(tokens, first_segment_lengths, np.array([block.labels[i] for block, i in rows]), pad_to)
+    return _padded(
+        np.concatenate(tokens),
+        np.array([len(ids) for ids in tokens]),
+        np.array([block.first_segment_lengths[i] for block, i in rows]),
+        np.array([block.labels[i] for block, i in rows]),
+        pad_to,
+    )
 
 
 def _padded(
-    tokens: list[np.ndarray], first_segment_lengths: np.ndarray, labels: np.ndarray, pad_to: int | None
+    tokens: np.ndarray, lengths: np.ndarray, first_segment_lengths: np.ndarray, labels: np.ndarray, pad_to: int | None
 ) -> dict[str, np.ndarray]:
-    lengths = np.array([len(ids) for ids in tokens])
+    """A batch of what its examples hold; `tokens` are those of all, one after another."""
     places = np.arange(pad_to or lengths.max())
     is_token = places < lengths[:, None]  # (batch, T)
     input_ids = np.zeros(is_token.shape, np.int64)
-    input_ids[is_token] = np.concatenate(tokens)
+    input_ids[is_token] = tokens
     return {
         "input_ids": input_ids,
         "attention_mask": is_token.astype(np.int64),
@@ -236,18 +245,21 @@ def _padded(
 
 
 def _give_back(data: mmap.mmap) -> None:
-    """Has what was read of a file no longer count as this process's memory; read again, it comes from the cache."""
+    """Has what was read of a mapped file no longer count as this process's memory; the system's cache keeps it."""
     if hasattr(mmap, "MADV_DONTNEED"):
         data.madvise(mmap.MADV_DONTNEED)
 
 
-def _map_file(path: str | Path) -> mmap.mmap:
+def _open_file(path: str | Path) -> IO[bytes]:
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory, a features file is needed")
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise InputError(f"{path} is empty; write it with tokenize_to_features.py")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} is empty; write it with tokenize_to_features.py")
+    return open(path, "rb", buffering=0)
+
+
+def _map_file(file: IO[bytes]) -> mmap.mmap:
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_header(path: str | Path, data: mmap.mmap) -> tuple[FeaturesHeader, dict[str, str], int]:

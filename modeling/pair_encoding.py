@@ -12,9 +12,9 @@ import numpy as np
 from modeling.wordpiece import WordPiece
 
 PAIRS_AT_A_TIME = 1024
-# Characters of the texts whose ids are kept, and what keeping one costs beside: some 70 MB. Then memory starts anew.
+# Characters of the texts whose ids are remembered, each with what it costs beside; it makes some 60 MB of passages.
 REMEMBERED = 1 << 25
-REMEMBERED_BESIDE = 400
+COST_OF_ONE = 400
 # To read pairs and write features is work for one process, and no more than these can keep it waiting.
 MOST_PROCESSES = 4
 
@@ -35,20 +35,22 @@ def encode_pairs(
     segment. With several processes a few thousand pairs are read ahead.
     """
     cls, sep = (np.array([tokenizer.token_to_id(token)], tokenizer.dtype) for token in ("[CLS]", "[SEP]"))
-    batches = batched(pairs)
+    pairs = iter(pairs)
+    batches = iter(lambda: list(itertools.islice(pairs, PAIRS_AT_A_TIME)), [])
     first = next(batches, [])
-    if len(first) < PAIRS_AT_A_TIME:
+    if len(first) < PAIRS_AT_A_TIME:  # worth no process
         processes = 1
     read_ahead = deque()
 
     def new_texts() -> Iterator[list[str]]:
+        """The texts of each batch that are not remembered. A batch that was read ahead keeps its own memory."""
         remembered, size = {}, 0
         for batch in itertools.chain([first], batches):
             if size > REMEMBERED:
                 remembered, size = {}, 0
             new = [text for text in dict.fromkeys(itertools.chain(*batch)) if text not in remembered]
             remembered.update(dict.fromkeys(new))  # so that the next batch does not hand it out again
-            size += sum(map(len, new)) + REMEMBERED_BESIDE * len(new)
+            size += sum(map(len, new)) + COST_OF_ONE * len(new)
             read_ahead.append((batch, new, remembered))
             yield new
 
@@ -61,13 +63,10 @@ def encode_pairs(
             yield np.concatenate((cls, query_ids[:query_kept], sep, passage_ids[:passage_kept], sep)), query_kept + 2
 
 
-def batched(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    pairs = iter(pairs)
-    return iter(lambda: list(itertools.islice(pairs, PAIRS_AT_A_TIME)), [])
-
-
 def useful_processes() -> int:
-    return min(os.cpu_count() or 1, MOST_PROCESSES)
+    """How many processes `encode_pairs` can keep busy on the cores that this one may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MOST_PROCESSES)
 
 
 def _encode_in_order(

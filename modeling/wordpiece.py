@@ -1,7 +1,7 @@
 """BERT's WordPiece (`tokenization.py` of Devlin et al. 2019), each distinct word of a collection worked out once.
 
-Blanks part a text into chunks, which share no token and nothing that decides a token. A collection is made of few
-distinct chunks, so that a text costs little more than a look-up for each of its own. Loads no torch.
+Blanks part a text into chunks, such as `word,`, which share no token and nothing that decides a token. A collection is
+made of few distinct ones, so that a text costs little more than a look-up for each of its chunks. Loads no torch.
 """
 
 import functools
@@ -14,8 +14,9 @@ import numpy as np
 
 LONGEST_WORD = 100  # characters; a longer one is [UNK]
 
-# How many chunks are kept, about 60 MB, and of what length at most: no sentences of a script without blanks.
-CHUNKS, CHUNK_LENGTH = 1 << 18, 64
+# How many chunks are kept, and how many words, about 60 MB each; and of what length at most, which leaves out the
+# sentences of a script without blanks.
+KEPT, KEPT_LENGTH = 1 << 18, 64
 
 _ASCII_WORDS = re.compile("[A-Za-z0-9]+|[^A-Za-z0-9]")
 # The blocks that `_is_chinese_char` names.
@@ -25,19 +26,19 @@ _CJK = re.compile(
 )
 
 
-class _Chunks(dict):
-    """The token ids of chunks, as bytes, each worked out when it is first asked for. Full, it starts anew."""
+class _Kept(dict):
+    """The token ids of pieces of text, as bytes, each worked out when it is first asked for. Full, it starts anew."""
 
     def __init__(self, encode: Callable[[str], bytes]):
         super().__init__()
         self.encode = encode
 
-    def __missing__(self, chunk: str) -> bytes:
-        ids = self.encode(chunk)
-        if len(chunk) <= CHUNK_LENGTH:
-            if len(self) >= CHUNKS:
+    def __missing__(self, text: str) -> bytes:
+        ids = self.encode(text)
+        if len(text) <= KEPT_LENGTH:
+            if len(self) >= KEPT:
                 self.clear()
-            self[chunk] = ids
+            self[text] = ids
         return ids
 
 
@@ -55,8 +56,7 @@ class WordPiece:
         self._first_pieces = {token: i for i, token in enumerate(tokens)}
         self._later_pieces = {token[2:]: i for token, i in self._first_pieces.items() if token.startswith("##")}
         self._longest_piece = max(map(len, tokens))
-        self._unknown = [self._first_pieces["[UNK]"]]
-        self._chunks = _Chunks(self._encode_chunk)
+        self._chunks, self._words = _Kept(self._encode_chunk), _Kept(self._encode_word)
 
     def __reduce__(self):
         return WordPiece, (self.tokens, self.do_lower_case)
@@ -72,32 +72,29 @@ class WordPiece:
         if chunk.isascii() and chunk.isprintable():
             words = _ASCII_WORDS.findall(chunk.lower() if self.do_lower_case else chunk)
         else:
-            parts = "".join(map(_cleaned, chunk)).split()
-            if parts != [chunk]:  # a part is a chunk of its own, such as a Chinese character
-                return b"".join(map(self._chunks.__getitem__, parts))
+            text = "".join(map(_cleaned, chunk))
             if self.do_lower_case:
-                chunk = "".join(map(_without_accent, unicodedata.normalize("NFD", chunk.lower())))
-            words = "".join(map(_set_apart, chunk)).split()
-        ids = array(self._typecode)
-        for word in words:
-            ids.extend(self._pieces(word))
-        return ids.tobytes()
+                parted = map(_parted_without_accent, unicodedata.normalize("NFD", text.lower()))
+            else:
+                parted = map(_parted, text)
+            words = "".join(parted).split()
+        return b"".join(map(self._words.__getitem__, words))
 
-    def _pieces(self, word: str) -> list[int]:
-        """Greedy longest match first; the whole word is [UNK] where a part of it has no piece."""
-        if len(word) > LONGEST_WORD:
-            return self._unknown
-        ids, start, pieces = [], 0, self._first_pieces
-        while start < len(word):
+    def _encode_word(self, word: str) -> bytes:
+        """Greedy longest match first; the whole word is [UNK] where a part of it has no piece, or it is too long."""
+        ids, start, pieces = array(self._typecode), 0, self._first_pieces
+        while start < len(word) <= LONGEST_WORD:
             for end in range(min(len(word), start + self._longest_piece), start, -1):
                 found = pieces.get(word[start:end])
                 if found is not None:
                     break
             else:
-                return self._unknown
+                break
             ids.append(found)
             start, pieces = end, self._later_pieces
-        return ids
+        if start < len(word):
+            ids = array(self._typecode, [self._first_pieces["[UNK]"]])
+        return ids.tobytes()
 
 
 @functools.lru_cache(1 << 16)
@@ -112,12 +109,12 @@ def _cleaned(char: str) -> str:
 
 
 @functools.lru_cache(1 << 16)
-def _without_accent(char: str) -> str:
-    return "" if unicodedata.category(char) == "Mn" else char
-
-
-@functools.lru_cache(1 << 16)
-def _set_apart(char: str) -> str:
+def _parted(char: str) -> str:
     """Punctuation, and every ASCII character that is no letter or digit, stands alone."""
     is_ascii_sign = "!" <= char <= "~" and not char.isalnum()
     return f" {char} " if is_ascii_sign or unicodedata.category(char).startswith("P") else char
+
+
+@functools.lru_cache(1 << 16)
+def _parted_without_accent(char: str) -> str:
+    return "" if unicodedata.category(char) == "Mn" else _parted(char)

@@ -128,6 +128,40 @@ def test_more_examples_than_a_block_holds(tmp_path: Path) -> None:
         assert batch["labels"][row] == i % 2
 
 
+def test_ids_are_found_in_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small_blocks:
+        small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 5)
+        write_features(tmp_path / "f", HEADER, (Example(f"e {i}", [2, i, 3], 2, 1) for i in range(13)))
+    features = Features(tmp_path / "f")
+    assert [features.example_id(i) for i in range(13)] == [f"e {i}" for i in range(13)]
+    assert features.batch(range(13))["input_ids"][:, 1].tolist() == list(range(13))
+
+
+@pytest.mark.parametrize("vocab_size", [40, 70_000])
+def test_small_dtypes_are_kept(tmp_path: Path, vocab_size: int) -> None:
+    write_features(tmp_path / "f", HEADER._replace(vocab_size=vocab_size), EXAMPLES)
+    features = Features(tmp_path / "f")
+    assert (features.lengths.dtype, features.first_segment_lengths.dtype, features.labels.dtype) == ("u2", "u2", "i1")
+    assert features.first_segment_lengths.tolist() == [3, 4, 3]
+    assert features.batch([1, 2], 7)["input_ids"].tolist() == [[2, 39, 10, 3, 11, 3, 0], [2, 5, 3, 3, 0, 0, 0]]
+
+
+def test_features_stay_what_they_were_when_the_file_is_replaced(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", HEADER, EXAMPLES)
+    features = Features(tmp_path / "f")
+    write_features(tmp_path / "f", HEADER, [Example("other", [2, 3, 3], 2, 0)])
+    assert features.batch([0])["input_ids"].tolist() == [EXAMPLES[0].input_ids]
+    assert features.example_id(2) == "q3#D1_2"
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", HEADER, EXAMPLES)
+    features = Features(tmp_path / "f")
+    os.truncate(tmp_path / "f", 100)
+    with pytest.raises(InputError, match="was cut short while it was read"):
+        features.batch([0])
+
+
 def test_exactly_a_block_of_examples(tmp_path: Path) -> None:
     write_features(tmp_path / "f", HEADER, (Example("e", [2, 3, 3], 2, 1) for _ in range(BLOCK_EXAMPLES)))
     assert [len(block.example_ids) for block in read_blocks(tmp_path / "f")] == [65_536]

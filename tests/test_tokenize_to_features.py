@@ -3,7 +3,6 @@
 import gzip
 import os
 import tracemalloc
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TOKENS, assert_refused, run_main, run_script
 
-from formats.features import BLOCK_EXAMPLES, Features, FeaturesHeader, read_blocks, read_header
+from benchmarks.plain_tokenization import tokenize
+from formats.features import Features, FeaturesHeader, read_blocks, read_header
 from modeling.pair_encoding import encode_pairs, truncated_lengths
 from modeling.vocabulary import save_tokenizer, vocabulary_sha256
 from modeling.wordpiece import WordPiece
@@ -144,17 +144,14 @@ def test_examples_are_truncated_to_the_limit(tmp_path: Path, model_dir: Path) ->
     )
 
 
-# WordPiece written out, after tokenization.py of BERT (Devlin et al. 2019).
+# WordPiece, next to the plain one.
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789ßøæłđδжи")
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 PIECES += ["the", "##ing", "##in", "cat", "ca", "##at", "e", "cls", *"中国[]().,!?'-$+<=>^`|~@#%&*/\\:;{}\"_。、«»…—"]
 PIECES = list(dict.fromkeys(PIECES))
-CJK = [
-    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
-]  # fmt: skip
-# Scripts whose characters every version of Unicode sees alike, and what the rules single out.
+PIECE_IDS = {piece: i for i, piece in enumerate(PIECES)}
+# Common scripts, and what the rules single out; test_wordpiece.py draws from all of Unicode.
 some_text = st.text(
     st.one_of(
         st.sampled_from(
@@ -169,53 +166,13 @@ some_text = st.text(
 )
 
 
-def plain_words(text: str, lower: bool) -> list[str]:
-    cleaned = ""
-    for char in text:
-        if char in "\t\n\r" or unicodedata.category(char) == "Zs":
-            cleaned += " "
-        elif char not in "\0\ufffd" and not unicodedata.category(char).startswith("C"):
-            in_cjk = any(first <= ord(char) <= last for first, last in CJK)
-            cleaned += f" {char} " if in_cjk else char
-    words = []
-    for word in cleaned.split():
-        if lower:
-            word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
-        words.append("")
-        for char in word:
-            ascii_sign = ord(char) < 128 and not char.isalnum()
-            if ascii_sign or unicodedata.category(char).startswith("P"):
-                words += [char, ""]
-            else:
-                words[-1] += char
-    return [word for word in words if word]
-
-
-def plain_pieces(word: str, vocabulary: set[str]) -> list[str]:
-    if len(word) > 100:
-        return ["[UNK]"]
-    pieces, start = [], 0
-    while start < len(word):
-        for end in range(len(word), start, -1):
-            piece = ("##" if start else "") + word[start:end]
-            if piece in vocabulary:
-                break
-        else:
-            return ["[UNK]"]
-        pieces.append(piece)
-        start = end
-    return pieces
-
-
 @settings(deadline=None, max_examples=600)
 @given(text=some_text, lower=st.booleans())
 @example(text="ca[SEP]t's thecating 中国thé", lower=True)
 @example(text="a" * 100 + " " + "b" * 101, lower=True)
 @example(text="e\u0301\u0301 \u0301 x\u200by", lower=True)
 def test_tokens_agree_with_the_plain_wordpiece(text: str, lower: bool) -> None:
-    pieces = [piece for word in plain_words(text, lower) for piece in plain_pieces(word, set(PIECES))]
-    ids = WordPiece(PIECES, lower).encode(text)
-    assert [PIECES[i] for i in ids] == pieces
+    assert [PIECES[i] for i in WordPiece(PIECES, lower).encode(text)] == tokenize(text, PIECE_IDS, lower)
 
 
 @settings(deadline=None, max_examples=100)
@@ -223,16 +180,17 @@ def test_tokens_agree_with_the_plain_wordpiece(text: str, lower: bool) -> None:
 def test_encoded_pairs_agree_with_the_plain_version(pairs: list[tuple[str, str]], limit: int) -> None:
     expected = []
     for pair in pairs:
-        sides = [
-            [piece for word in plain_words(text, True) for piece in plain_pieces(word, set(PIECES))] for text in pair
-        ]
-        query, passage = plain_truncation(*sides, limit - 3)
+        query, passage = plain_truncation(*(tokenize(text, PIECE_IDS, True) for text in pair), limit - 3)
         expected.append((["[CLS]", *query, "[SEP]", *passage, "[SEP]"], len(query) + 2))
     encoded = encode_pairs(WordPiece(PIECES, True), pairs, limit)
     assert [([PIECES[i] for i in ids], first) for ids, first in encoded] == expected
 
 
-def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path) -> None:
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("formats.features.BLOCK_EXAMPLES", 4096)
+    monkeypatch.setattr("modeling.pair_encoding.REMEMBERED", 1 << 20)
+    monkeypatch.setattr("modeling.wordpiece.KEPT", 1000)
+
     def peak(lines: int) -> int:
         content = b"".join(b"q%d#d_0\tthe cat %d\tdog ran %d\n" % (i, i, i) for i in range(lines))
         flags = arguments(tmp_path, model_dir, content, "test", "--overwrite")
@@ -245,7 +203,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path) ->
             tracemalloc.stop()
 
     # a block is the most that is held at once
-    assert peak(2 * BLOCK_EXAMPLES) < 1.2 * peak(BLOCK_EXAMPLES)
+    assert peak(4 * 4096) < 1.2 * peak(2 * 4096)
 
 
 # Refusals.

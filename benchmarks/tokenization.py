@@ -1,0 +1,208 @@
+"""Tokenization of pairs, and the size of features, next to the published tokenizer."""
+
+import argparse
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import describe_machine
+from benchmarks.plain_tokenization import PaddedExample, tokenize, write_csv
+from formats.features import Features
+from formats.files import InputError, read_lines, run_script
+from formats.pairs import Pair, read_pairs, write_pairs
+from modeling.hub import HubError, model_directory
+from modeling.vocabulary import VocabularyError, load_vocabulary
+from modeling.wordpiece import WordPiece
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSAGES_PER_QUERY = 30
+PASSAGE_WORDS = 150
+LETTERS = "etaoinshrdlucmfwypvbgkjqxz0123456789"
+SIGNS = ".,;:!?()[]'\"-/%&$"
+SPACES = " \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029\u3000\u200b\ufeff\ufffd\0"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""Runs tokenize_to_features.py over pairs, the published tokenizer written out plainly
+(benchmarks/plain_tokenization.py) over some of them, and prints how many pairs/s and bytes a pair both make. Compares
+the token ids of these pairs, and of random Unicode strings, with and without lower case.
+
+  python benchmarks/tokenization.py                                            made-up pairs, under a minute
+  python benchmarks/tokenization.py --pairs train.tsv --bert_model_dir teacher/
+
+Our side counts from the start of the script to the end of its file, the plain one tokenization and writing alone. Ends
+with status 1 where ids differ.""",
+    )
+    parser.add_argument("--pairs", type=Path, help="pairs of either kind (default: made-up ones)")
+    parser.add_argument("--bert_model_dir", help="whose vocabulary is taken (default: a made-up one)")
+    parser.add_argument("--num_pairs", type=int, default=100_000, help="how many are made up (default 100000)")
+    parser.add_argument("--num_plain_pairs", type=int, default=2000, help="spread over all pairs (default 2000)")
+    parser.add_argument("--num_strings", type=int, default=100_000, help="random Unicode strings (default 100000)")
+    parser.add_argument("--max_seq_length", type=int, default=256, help="(default 256)")
+    args = parser.parse_args()
+    if min(args.num_pairs, args.num_plain_pairs, args.num_strings) < 1 or args.max_seq_length < 5:
+        raise InputError("--num_pairs, --num_plain_pairs, --num_strings, --max_seq_length: at least 1, 1, 1, 5")
+    return args
+
+
+def make_vocabulary(draw: random.Random) -> list[str]:
+    """Of BERT's size: characters, alone and inside of words, made-up words, and their ends."""
+    characters = [*LETTERS, *SIGNS, *map(chr, range(0xA1, 0x250)), *map(chr, range(0x4E00, 0x5200))]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{char}" for char in characters)]
+    words = ("".join(draw.choices(LETTERS[:26], k=draw.randint(2, 9))) for _ in range(30_000))
+    tokens += [word if draw.random() < 0.8 else f"##{word[:4]}" for word in words]
+    return list(dict.fromkeys(tokens))
+
+
+def make_pairs(draw: random.Random, tokens: list[str], count: int) -> Iterator[Pair]:
+    """Passages of words that are as frequent as in language (Zipf); of ten words one has no token of its own."""
+    known = [token for token in tokens if len(token) > 1 and token.isalpha()]
+    words = [word if draw.random() < 0.9 else word + draw.choice(known) for word in known * 3]
+    draw.shuffle(words)
+    words = [word + draw.choice(SIGNS) if draw.random() < 0.15 else word for word in words]
+    chance = list(itertools.accumulate(1 / rank for rank in range(10, len(words) + 10)))
+    for number in range(count):
+        if number % PASSAGES_PER_QUERY == 0:
+            query = " ".join(draw.choices(words, cum_weights=chance, k=draw.randint(3, 12)))
+        passage = " ".join(draw.choices(words, cum_weights=chance, k=PASSAGE_WORDS))
+        yield Pair(f"{number // PASSAGES_PER_QUERY}#D{number}_passage-0", query, passage)
+
+
+def random_string(draw: random.Random) -> str:
+    """Up to 40 characters: of all planes, accents, Chinese, white space and controls; now and then a long word."""
+
+    def character() -> str:
+        kind = draw.randrange(10)
+        if kind < 3:
+            return draw.choice(LETTERS + LETTERS.upper() + SIGNS)
+        if kind == 3:
+            return draw.choice(SPACES)
+        if kind == 4:
+            return chr(draw.randint(0x300, 0x36F))
+        if kind == 5:
+            return chr(draw.randint(0x4E00, 0x9FFF))
+        code = draw.randint(0, 0x2FFF) if kind < 8 else draw.randint(0, 0x10FFFF)
+        return chr(code) if not 0xD800 <= code < 0xE000 else " "
+
+    text = "".join(character() for _ in range(draw.randint(0, 40)))
+    return text + draw.choice(LETTERS) * draw.randint(90, 110) if draw.random() < 0.01 else text
+
+
+def with_characters(tokens: list[str], texts: list[str]) -> list[str]:
+    """A vocabulary that also knows every character of the texts, so that no difference hides behind [UNK]."""
+    characters = {
+        char for text in texts for form in (text, text.lower()) for char in form + unicodedata.normalize("NFD", form)
+    }
+    pieces = (piece for char in sorted(characters) for piece in (char, f"##{char}"))
+    return list(dict.fromkeys([*tokens, *pieces]))
+
+
+def differing_strings(draw: random.Random, tokens: list[str], count: int) -> int:
+    """Prints the speed of both sides over random strings; returns how many have other ids."""
+    texts = [random_string(draw) for _ in range(count)]
+    tokens = with_characters(tokens, texts)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    differing = 0
+    for do_lower_case in (True, False):
+        tokenizer = WordPiece(tokens, do_lower_case)
+        start = time.perf_counter()
+        ours = [tokenizer.encode(text).tolist() for text in texts]
+        ours_end = time.perf_counter()
+        plain = [[vocabulary[piece] for piece in tokenize(text, vocabulary, do_lower_case)] for text in texts]
+        plain_end = time.perf_counter()
+        differing += sum(a != b for a, b in zip(ours, plain, strict=True))
+        print(
+            f"random strings, {'lower' if do_lower_case else 'kept'} case: {count / (ours_end - start):,.0f} a second, "
+            f"plain {count / (plain_end - ours_end):,.0f}, on one core"
+        )
+    return differing
+
+
+def run_script_measured(pairs_file: Path, set_name: str, features_file: Path, model_dir: Path, length: int) -> float:
+    """Seconds of tokenize_to_features.py, from its start to its end."""
+    command = [sys.executable, "tokenize_to_features.py", "--set_name", set_name, "--raw_data_file", pairs_file]
+    command += ["--output_features_file", features_file, "--bert_model_dir", model_dir, "--max_seq_length", length]
+    start = time.perf_counter()
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+    return time.perf_counter() - start
+
+
+def same_examples(features: Features, indices: np.ndarray, plain: list[PaddedExample], labels: list[int]) -> bool:
+    """Whether the features at `indices` hold what the plain tokenizer made."""
+    batch = features.batch(indices, features.header.max_seq_length)
+    columns = zip(*plain, strict=True)  # ids, mask, segments: each (n, max_seq_length)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return batch["labels"].tolist() == labels and all(
+        np.array_equal(batch[name], column) for name, column in zip(names, columns, strict=True)
+    )
+
+
+def same_pairs(directory: Path, pairs_file: Path, model_dir: Path, tokens: list[str], length: int, count: int) -> bool:
+    """Prints speed and size of both sides, the plain one over `count` pairs; returns whether these are the same."""
+    labelled = next(read_lines(pairs_file))[1].count("\t") == 3
+    pairs = list(read_pairs(pairs_file, labelled))
+    queries, passages = ({getattr(pair, side) for pair in pairs} for side in ("query", "passage"))
+    print(f"{len(pairs):,} pairs of {len(queries):,} distinct queries and {len(passages):,} distinct passages")
+
+    set_name = "train" if labelled else "test"
+    seconds = run_script_measured(pairs_file, set_name, directory / "features", model_dir, length)
+    features = Features(directory / "features")
+
+    sample = np.linspace(0, len(pairs) - 1, min(count, len(pairs)), dtype=int)
+    sampled = [pairs[i] for i in sample]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    with open(directory / "plain.csv", "w", encoding="utf-8") as file:
+        start = time.perf_counter()
+        plain = list(write_csv(file, sampled, vocabulary, True, length))
+        plain_seconds = time.perf_counter() - start
+
+    speeds = len(pairs) / seconds, len(sampled) / plain_seconds
+    sizes = os.path.getsize(directory / "features") / len(pairs), os.path.getsize(file.name) / len(sampled)
+    print(f"{'':34} {'here':>10} {'plain':>10} {'ratio':>8}")
+    print(f"{'pairs a second':34} {speeds[0]:10,.0f} {speeds[1]:10,.0f} {speeds[0] / speeds[1]:8.1f}")
+    name = f"bytes a pair, {features.lengths.mean():.0f} tokens"
+    print(f"{name:34} {sizes[0]:10,.0f} {sizes[1]:10,.0f} {sizes[1] / sizes[0]:8.1f}")
+    same = same_examples(features, sample, plain, [pair.label for pair in sampled])
+    print(f"ids, masks, segments and labels of {len(sample):,} pairs: {'the same' if same else 'NOT the same'}")
+    return same
+
+
+def main() -> None:
+    args = parse_args()
+    draw = random.Random(1)
+    print(f"{describe_machine('numpy')}, Unicode {unicodedata.unidata_version}")
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        if args.bert_model_dir:
+            model_dir = model_directory(args.bert_model_dir, weights=False).resolve()
+            tokens = load_vocabulary(model_dir)
+        else:
+            model_dir, tokens = directory, make_vocabulary(draw)
+            directory.joinpath("vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+        if args.pairs:
+            pairs_file = args.pairs.resolve()
+        else:
+            pairs_file = directory / "pairs.tsv"
+            write_pairs(pairs_file, make_pairs(draw, tokens, args.num_pairs))
+        same = same_pairs(directory, pairs_file, model_dir, tokens, args.max_seq_length, args.num_plain_pairs)
+    differing = differing_strings(draw, tokens, args.num_strings)
+    print(f"ids of {args.num_strings:,} random strings, twice: {differing} differ")
+    sys.exit(0 if same and not differing else 1)
+
+
+if __name__ == "__main__":
+    run_script(main, VocabularyError, HubError)

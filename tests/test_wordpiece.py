@@ -1,0 +1,141 @@
+"""WordPiece and pairs, next to the plain tokenizer, over all of Unicode."""
+
+import pickle
+import random
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import modeling.pair_encoding
+import modeling.wordpiece
+from benchmarks.plain_tokenization import padded_example, tokenize
+from benchmarks.tokenization import make_pairs, make_vocabulary, random_string, with_characters
+from modeling.pair_encoding import encode_pairs
+from modeling.wordpiece import WordPiece
+
+TOKENS = make_vocabulary(random.Random(2))
+ID = {token: i for i, token in enumerate(TOKENS)}
+
+
+def plain_ids(text: str, do_lower_case: bool) -> list[int]:
+    return [ID[piece] for piece in tokenize(text, ID, do_lower_case)]
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+def test_random_unicode(do_lower_case: bool) -> None:
+    draw = random.Random(3)
+    texts = [random_string(draw) for _ in range(4000)]
+    tokens = with_characters(TOKENS, texts)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = WordPiece(tokens, do_lower_case)
+    seen = Counter()
+    for text in texts:
+        found = [tokens[i] for i in tokenizer.encode(text)]
+        assert found == tokenize(text, vocabulary, do_lower_case), ascii(text)
+        seen.update(found)
+    assert len(seen) > 10_000
+    assert seen["[UNK]"] < 100  # long words alone
+
+
+def test_a_sample_of_every_plane() -> None:
+    codes = [code for first in range(0, sys.maxunicode, 997) for code in range(first, first + 5)]
+    texts = ["a".join(map(chr, codes[i : i + 5])) for i in range(0, len(codes), 5) if not 0xD7FF < codes[i] < 0xE000]
+    vocabulary = {token: i for i, token in enumerate(with_characters(TOKENS, texts))}
+    tokenizer = WordPiece(list(vocabulary), True)
+    for text in texts:
+        assert tokenizer.encode(text).tolist() == [vocabulary[piece] for piece in tokenize(text, vocabulary, True)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\u0301 \u0301a\u0301",
+        "ΟΔΟΣ ΟΔΟΣ. ΣΑΣ\u0301 Σ",  # a sigma at a word's end has another small letter
+        "\u0130I\u0307\u0131\u1e9e\u212a\u03d3",
+        "a\u2028b\u2029c\x85d\x1ce\x0bf",  # line separators part words, control characters vanish
+        "中a国\U00020000b\uf900 \U0002fa1f",
+        "e" * 100 + " " + "e" * 101 + " " + "é" * 100,
+        "\u0378a\ue000b\U000e0001c",  # unassigned, private, tag
+        "x##y [SEP] [UNK] ##",
+        "a\u2e43b\u166dc\u1ff0d",
+    ],
+)
+def test_what_the_rules_single_out(text: str) -> None:
+    for do_lower_case in (True, False):
+        assert WordPiece(TOKENS, do_lower_case).encode(text).tolist() == plain_ids(text, do_lower_case)
+
+
+def test_what_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(4)
+    texts = [pair.passage for pair in make_pairs(draw, TOKENS, 7)] + [random_string(draw) for _ in range(50)]
+    expected = [plain_ids(text, True) for text in texts]
+    monkeypatch.setattr(modeling.wordpiece, "KEPT", 5)
+    monkeypatch.setattr(modeling.wordpiece, "KEPT_LENGTH", 6)
+    tokenizer = WordPiece(TOKENS, True)
+    for _ in range(2):
+        assert [tokenizer.encode(text).tolist() for text in texts] == expected
+    assert 0 < len(tokenizer._chunks) <= 5 and 0 < len(tokenizer._words) <= 5
+    assert max(map(len, tokenizer._words)) <= 6
+
+
+def test_a_vocabulary_beyond_16_bits() -> None:
+    tokens = [*TOKENS, *(f"##{i}x" for i in range(70_000))]
+    tokenizer = WordPiece(tokens, True)
+    assert tokenizer.dtype == np.uint32
+    assert tokenizer.encode("69999x").tolist() != tokenizer.encode("e69999x").tolist()
+    assert tokens[tokenizer.encode("e69999x")[1]] == "##69999x"
+
+
+def test_a_tokenizer_can_be_sent_to_a_process() -> None:
+    sent = pickle.loads(pickle.dumps(WordPiece(TOKENS, False)))
+    assert sent.encode("The Cat").tolist() == plain_ids("The Cat", False)
+
+
+# Pairs.
+
+
+def some_pairs(count: int) -> list[tuple[str, str]]:
+    """Queries in runs; every passage comes again with the next query."""
+    pairs = [(pair.query, pair.passage) for pair in make_pairs(random.Random(5), TOKENS, count)]
+    return pairs + [(query, passage) for (query, _), (_, passage) in zip(pairs[29:], pairs, strict=False)]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_pairs_agree_with_the_plain_version(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 16)
+    monkeypatch.setattr(modeling.pair_encoding, "REMEMBERED", 20_000)  # some passages are forgotten
+    pairs = [*some_pairs(90), ("the", ""), ("", "")]
+    found = list(encode_pairs(WordPiece(TOKENS, True), iter(pairs), 99, processes))
+    assert len(found) == len(pairs)
+    for (query, passage), (ids, first_segment_length) in zip(pairs, found, strict=True):
+        plain = padded_example(query, passage, ID, True, 99)
+        assert ids.dtype == np.uint16
+        assert ids.tolist() == plain.input_ids[: sum(plain.input_mask)]
+        assert first_segment_length == len(ids) - sum(plain.segment_ids)
+
+
+@pytest.mark.parametrize("at_a_time", [7, 1000])
+def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
+    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", at_a_time)
+    tokenizer, pairs = WordPiece(TOKENS, True), some_pairs(90)
+    times = Counter()
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: (times.update([text]), encode(text))[1])
+    assert len(list(encode_pairs(tokenizer, pairs, 99))) == len(pairs)
+    assert times == Counter({text for pair in pairs for text in pair})
+
+
+def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 4)
+
+    def pairs():
+        yield from some_pairs(30)[:50]
+        raise ValueError("line 51")
+
+    found = []
+    with pytest.raises(ValueError, match="line 51"):
+        found.extend(encode_pairs(WordPiece(TOKENS, True), pairs(), 99, processes=2))
