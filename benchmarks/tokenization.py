@@ -69,12 +69,12 @@ def make_vocabulary(draw: random.Random) -> list[str]:
 
 
 def make_pairs(draw: random.Random, tokens: list[str], count: int) -> Iterator[Pair]:
-    """Passages of words that are as frequent as in language (Zipf); of ten words one has no token of its own."""
+    """Passages of words as frequent as in language (Zipf-Mandelbrot); of ten words one has no token of its own."""
     known = [token for token in tokens if len(token) > 1 and token.isalpha()]
     words = [word if draw.random() < 0.9 else word + draw.choice(known) for word in known * 3]
     draw.shuffle(words)
     words = [word + draw.choice(SIGNS) if draw.random() < 0.15 else word for word in words]
-    chance = list(itertools.accumulate(1 / rank for rank in range(10, len(words) + 10)))
+    chance = list(itertools.accumulate(1 / (rank + 2.7) for rank in range(1, len(words) + 1)))
     for number in range(count):
         if number % PASSAGES_PER_QUERY == 0:
             query = " ".join(draw.choices(words, cum_weights=chance, k=draw.randint(3, 12)))
