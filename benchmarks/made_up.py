@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.machine import describe_machine
 from formats.features import Example, FeaturesHeader, write_features
 from formats.files import InputError
 from modeling.bert import BertRanker
@@ -46,13 +45,9 @@ def shape(text: str) -> Shape:
 
 
 def machine() -> str:
-    """Processor or GPU, threads and versions, for the head of a measurement."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+    """What a measurement with torch was taken on."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return (
-        f"{gpu}{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    )
+    return f"{gpu}{describe_machine('torch', 'transformers')}, {torch.get_num_threads()} threads"
 
 
 def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0, fit_to: int | None = None) -> Path:
