@@ -93,24 +93,25 @@ class FrozenRanker:
             spare = -sum(lengths) % _ROWS
             inputs = (F.pad(x[attention_mask.bool()], (0, spare)) for x in inputs)
         ids, positions, segments = (x.to(self.device, non_blocking=True) for x in inputs)  # (N,) each
-        hidden = self._words[ids] + self._positions[positions] + self._segments[segments]
-        hidden = self._embeddings_norm(hidden)  # (N, d)
-        hidden_states = {0: hidden} if 0 in hidden_states_of else {}
-        queries_keys = {}
-        for number, layer in enumerate(self._layers, start=1):
-            cls_only = number == len(self._layers) and not hands_out
-            query, key, value, hidden = self._project(layer, hidden, rows, cls_only)
-            context = self._attend(query, key, value, rows, cls_only)
-            hidden = layer.attention_norm(layer.attention_output(context) + hidden)
-            hidden = layer.output_norm(layer.output(layer.intermediate(hidden)) + hidden)
-            if number in hidden_states_of:
-                hidden_states[number] = hidden
-            if number in queries_keys_of:
-                queries_keys[number] = tuple(x.unflatten(0, (size, width)).transpose(1, 2) for x in (query, key))
-        pooled = torch.tanh(self._pooler(hidden[::width] if hands_out else hidden))  # (B, d)
-        if self.pooled_activation == "relu":
-            pooled = torch.relu(pooled)
-        logits = F.linear(pooled.to(self._classifier[0].dtype), *self._classifier)
+        with torch.autocast(self.device.type, enabled=False):  # its precision is its own
+            hidden = self._words[ids] + self._positions[positions] + self._segments[segments]
+            hidden = self._embeddings_norm(hidden)  # (N, d)
+            hidden_states = {0: hidden} if 0 in hidden_states_of else {}
+            queries_keys = {}
+            for number, layer in enumerate(self._layers, start=1):
+                cls_only = number == len(self._layers) and not hands_out
+                query, key, value, hidden = self._project(layer, hidden, rows, cls_only)
+                context = self._attend(query, key, value, rows, cls_only)
+                hidden = layer.attention_norm(layer.attention_output(context) + hidden)
+                hidden = layer.output_norm(layer.output(layer.intermediate(hidden)) + hidden)
+                if number in hidden_states_of:
+                    hidden_states[number] = hidden
+                if number in queries_keys_of:
+                    queries_keys[number] = tuple(x.unflatten(0, (size, width)).transpose(1, 2) for x in (query, key))
+            pooled = torch.tanh(self._pooler(hidden[::width] if hands_out else hidden))  # (B, d)
+            if self.pooled_activation == "relu":
+                pooled = torch.relu(pooled)
+            logits = F.linear(pooled.to(self._classifier[0].dtype), *self._classifier)
         hidden_states = {number: states.unflatten(0, (size, width)) for number, states in hidden_states.items()}
         return RankerOutput(logits, hidden_states, queries_keys)
 

@@ -84,6 +84,17 @@ def test_other_precisions_are_close(ranker: BertRanker, precision: str, toleranc
     assert not torch.equal(found.double(), expected)
 
 
+def test_autocast_around_it_changes_nothing(ranker: BertRanker) -> None:
+    model = FrozenRanker(ranker, "bf16")
+    expected = model(**batch(), hidden_states_of=[0, TEACHER.layers])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(**batch(), hidden_states_of=[0, TEACHER.layers])
+    assert found.logits.dtype == torch.float32
+    assert torch.equal(found.logits, expected.logits)
+    for layer, states in expected.hidden_states.items():
+        assert torch.equal(found.hidden_states[layer], states)
+
+
 def test_without_the_processors_own_layout(ranker: BertRanker, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = FrozenRanker(ranker, "bf16")(**batch()).logits
     monkeypatch.setattr(frozen, "multiplies_bfloat16", lambda: False)
