@@ -363,8 +363,7 @@ def distillation_losses(
 
     att = rep = soft = hard = torch.zeros((), device=batch["labels"].device)
     if compares_scores:
-        # apex patches torch itself, so that the loss cannot keep it from float16
-        with import_apex_amp().disable_casts() if args.fp16_backend == "apex" else contextlib.nullcontext():
+        with without_apex_casts(args):
             att = attention_loss(
                 [output.queries_keys[m] for m in layers],
                 [target.queries_keys[n] for n in teacher_of],
@@ -444,7 +443,7 @@ def make_backward(args: argparse.Namespace, scaler: torch.amp.GradScaler, optimi
         amp = import_apex_amp()
 
         def backward(loss: torch.Tensor, last: bool) -> None:
-            with amp.scale_loss(loss, optimizer, delay_unscale=not last) as scaled_loss:
+            with amp.scale_loss(loss, optimizer, delay_unscale=not last) as scaled_loss, without_apex_casts(args):
                 scaled_loss.backward()
 
         return backward
@@ -461,6 +460,12 @@ def import_apex_amp() -> ModuleType:
             "project); use --fp16_backend torch"
         ) from None
     return amp
+
+
+def without_apex_casts(args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Apex at O1 patches torch itself; a loss in Python, and its backward pass, could not keep it from float16."""
+    patches_torch = args.fp16_backend == "apex" and args.fp16_opt_level == "O1"
+    return import_apex_amp().disable_casts() if patches_torch else contextlib.nullcontext()
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
