@@ -5,6 +5,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, VocabularyError, HubError)
+    run_script(main, VocabularyError, HubError, BrokenProcessPool)

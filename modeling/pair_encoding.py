@@ -1,8 +1,10 @@
 """(query, passage) pairs as token ids, each distinct text tokenized once, on all cores. Loads no torch."""
 
 import itertools
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +35,8 @@ def encode_pairs(
 
     Yields for each pair its token ids, at most `max_seq_length` of the tokenizer's dtype, and the length of its first
     segment. With several processes a few thousand pairs are read ahead.
+
+    Raises BrokenProcessPool where one of the processes is killed.
     """
     cls, sep = (np.array([tokenizer.token_to_id(token)], tokenizer.dtype) for token in ("[CLS]", "[SEP]"))
     pairs = iter(pairs)
@@ -91,6 +95,13 @@ def _start(tokenizer: WordPiece) -> None:
     global _tokenizer
     _tokenizer = tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    """Where the main process is killed, nobody tells those that wait for its texts."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _encode(texts: list[str]) -> tuple[np.ndarray, list[int]]:

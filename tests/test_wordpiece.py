@@ -1,12 +1,18 @@
 """WordPiece and pairs, next to the plain tokenizer, over all of Unicode."""
 
+import os
 import pickle
 import random
+import signal
+import subprocess
 import sys
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
+from tiny import ROOT
 
 import modeling.pair_encoding
 import modeling.wordpiece
@@ -139,3 +145,31 @@ def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyP
     found = []
     with pytest.raises(ValueError, match="line 51"):
         found.extend(encode_pairs(WordPiece(TOKENS, True), pairs(), 99, processes=2))
+
+
+def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 1)
+    endless = ((f"q{i}", f"p{i}") for i in range(sys.maxsize))
+    found = encode_pairs(WordPiece(TOKENS, True), endless, 99, processes=2)
+    next(found)
+    os.kill(active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(BrokenProcessPool):
+        list(found)
+
+
+def test_processes_end_with_one_that_is_killed() -> None:
+    program = """
+import time
+from modeling.pair_encoding import encode_pairs
+from modeling.wordpiece import WordPiece
+pairs = ((f"q{i}", f"p{i}") for i in range(20_000))
+found = encode_pairs(WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], True), pairs, 99, processes=3)
+if __name__ == "__main__":
+    next(found)
+    print("started", flush=True)
+    time.sleep(600)
+"""
+    main = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert main.stdout.readline() == "started\n"
+    main.kill()
+    assert main.communicate(timeout=30)[0] == ""  # which returns when all that write there are gone
