@@ -82,6 +82,7 @@ esac
 for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding; do
     case $name:${!name} in *:yes | *:no) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
+[[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
 case $precision in auto | fp32 | bf16 | fp16) ;; *) fail "precision=$precision is none of auto, fp32, bf16, fp16" ;; esac
 [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)

@@ -174,7 +174,10 @@ def main() -> None:
                     raise InputError("out of memory; lower --eval_batch_size") from None
                 scored += own
                 if not np.isfinite(scores).all():
-                    raise InputError(f"--model_dir: {args.model_dir} gives a score that is not finite")
+                    raise InputError(
+                        f"--model_dir: {args.model_dir} gives a score that is not finite in {precision}; try "
+                        "--precision fp32, or another model"
+                    )
                 for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
                     yield PassageScore(*split_example_id(example_id), score)
 

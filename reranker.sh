@@ -33,6 +33,7 @@ fail() {
     exit 2
 }
 case $do_lower_case in yes | no) ;; *) fail "do_lower_case=$do_lower_case is neither yes nor no" ;; esac
+[[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
 case $precision in
     auto | fp32 | bf16 | fp16 | int8) ;;
     *) fail "precision=$precision is none of auto, fp32, bf16, fp16, int8" ;;

@@ -32,6 +32,7 @@ class _Rows(NamedTuple):
     starts: list[int]
     counts: list[int]
     lengths: list[int]
+    mask: torch.Tensor | None  # (B, 1, 1, T) for a GPU, True on real tokens; None where nothing is padded
 
 
 class _Layer(NamedTuple):
@@ -48,7 +49,7 @@ class FrozenRanker:
     """Computes what `BertRanker` in evaluation computes, without gradients, on the ranker's device.
 
     `precision`: fp32, fp16 (CUDA), bf16, or int8 (a CPU: weights in 8 bits with a scale for each output, inputs of a
-    product in 8 bits with a scale for each batch, all else in float32). None: the ranker's dtype. Weights are copied.
+    product in 7 bits with a scale for each batch, all else in float32). None: the ranker's dtype. Weights are copied.
     """
 
     def __init__(self, ranker: BertRanker, precision: str | None = None):
@@ -85,7 +86,10 @@ class FrozenRanker:
         # A GPU gains nothing from leaving out the little padding of batches of like length.
         is_padded = hands_out or self.device.type != "cpu"
         counts = [width] * size if is_padded else lengths
-        rows = _Rows([0, *accumulate(counts)][:-1], counts, lengths)
+        mask = None  # without one torch takes its fastest kernel
+        if self.device.type != "cpu" and min(lengths) < width:
+            mask = attention_mask.to(self.device, torch.bool)[:, None, None]
+        rows = _Rows([0, *accumulate(counts)][:-1], counts, lengths, mask)
         inputs = (input_ids, torch.arange(width, device=input_ids.device).expand(size, width), token_type_ids)
         if is_padded:
             inputs = (x.flatten() for x in inputs)
@@ -131,13 +135,8 @@ class FrozenRanker:
         """softmax(Q K^T / sqrt(e)) V over the real tokens of each example; (N, d), or (B, d) of `[CLS]` alone."""
         if self.device.type == "cpu":
             return _attend_one_by_one(query, key, value, rows, cls_only)
-        size, width = len(rows.counts), rows.counts[0]
-        mask = None  # without one torch takes its fastest kernel
-        if min(rows.lengths) < width:
-            lengths = torch.tensor(rows.lengths, device=self.device)
-            mask = (torch.arange(width, device=self.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, T)
-        query, key, value = (x.unflatten(0, (size, -1)).transpose(1, 2) for x in (query, key, value))
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, h, T or 1, e)
+        query, key, value = (x.unflatten(0, (len(rows.counts), -1)).transpose(1, 2) for x in (query, key, value))
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.mask)  # (B, h, T or 1, e)
         return context.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -178,7 +177,7 @@ def _attend_one_by_one(
     """
     context = torch.zeros_like(query, memory_format=torch.contiguous_format)  # spare rows stay finite
     query = query / math.sqrt(query.shape[-1])
-    for b, (start, count, length) in enumerate(zip(*rows, strict=True)):
+    for b, (start, count, length) in enumerate(zip(rows.starts, rows.counts, rows.lengths, strict=True)):
         asking = slice(b, b + 1) if cls_only else slice(start, start + count + -count % _KEYS)
         wide = slice(start, start + length + -length % _KEYS)
         q, k, v = (x.transpose(0, 1) for x in (query[asking], key[wide], value[wide]))  # (h, T or 1, e), (h, K, e)

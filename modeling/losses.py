@@ -45,7 +45,7 @@ def attention_loss(
     with torch.autocast(attention_mask.device.type, enabled=False):
         real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
         pairs = list(zip(student, teacher, strict=True))
-        # the bound is the one number that is read off the device
+        # the bound is the one number of the losses that is read off the device
         bound = torch.stack([_bound_of_scores(q.detach(), k.detach(), real) for pair in pairs for q, k in pair]).amax()
         sum_of_squares = _sum_of_squares_by_gram if bound < -SCORE_FLOOR else _sum_of_squares_by_scores
         heads, tokens = student[0][0].shape[1:3]

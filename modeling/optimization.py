@@ -24,7 +24,7 @@ class BertAdam(torch.optim.Optimizer):
         p -= lr_t * ( m / (sqrt(v) + eps) + weight_decay * p ),  lr_t = lr * warmup_linear(step / total_steps, warmup)
 
     `step` counts this optimiser's updates from 0, so the first has a learning rate of 0 where there is a warm-up. It is
-    kept in `param_groups`. Gradients must be unscaled.
+    kept in `param_groups`. Gradients must be unscaled, and lie in memory as their parameters do, as autograd's do.
     """
 
     def __init__(

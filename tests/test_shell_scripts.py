@@ -134,7 +134,7 @@ def test_a_path_that_is_not_there_is_named_at_once(variables: dict[str, str], va
     "variable",
     [
         "distill_model_type=simplifed", "overwrite=true", "precision=fp64", "teacher_dropout=on", "do_lower_case=0",
-        "teacher_check=off", "ignore_padding=1", "set_name=test", "set_name=general",
+        "fp16=no", "teacher_check=off", "ignore_padding=1", "set_name=test", "set_name=general",
     ],
 )  # fmt: skip
 def test_a_mistaken_variable_is_named_at_once(variables: dict[str, str], variable: str) -> None:
