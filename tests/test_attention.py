@@ -27,16 +27,22 @@ def plain_attention(query, key, value, scale, keep=None, dropout=0.0) -> torch.T
     return (weights if keep is None else weights * keep / (1 - dropout)) @ value
 
 
-def test_context_and_gradients() -> None:
-    found, expected = inputs(), inputs()
-    context = attention_without_padding(*found, LENGTHS, 0.3)
-    wanted = plain_attention(*expected, 0.3)
+def assert_same_with_gradients(
+    context: torch.Tensor, found: list[torch.Tensor], wanted: torch.Tensor, expected: list[torch.Tensor]
+) -> None:
     torch.testing.assert_close(context, wanted, rtol=1e-12, atol=1e-12)
     direction = torch.randn(context.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     context.backward(direction)
     wanted.backward(direction)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_context_and_gradients() -> None:
+    found, expected = inputs(), inputs()
+    context = attention_without_padding(*found, LENGTHS, 0.3)
+    wanted = plain_attention(*expected, 0.3)
+    assert_same_with_gradients(context, found, wanted, expected)
     assert found[1].grad[1, :, 1:].abs().max() == 0  # keys that are padding
 
 
@@ -50,12 +56,7 @@ def test_dropout_drops_the_same_in_both_directions() -> None:
         keep[b, :, :, :length] = dropout_keep_mask((HEADS, T, length), 0.25)
     assert 0 < keep.sum() < HEADS * T * sum(LENGTHS)
     wanted = plain_attention(*expected, 0.3, keep, 0.25)
-    torch.testing.assert_close(context, wanted, rtol=1e-12, atol=1e-12)
-    direction = torch.randn(context.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    context.backward(direction)
-    wanted.backward(direction)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+    assert_same_with_gradients(context, found, wanted, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
