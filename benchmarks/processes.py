@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +12,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.made_up import HEADS, Shape, machine, make_features, make_model
+from benchmarks.made_up import HEADS, Shape, machine, make_features, make_model, run
 from formats.files import InputError, run_script
 from formats.scores import read_scores
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_SEQ_LENGTH = 128
 LOSS_TOLERANCE = 1e-4  # relative: sums in another order, over all updates
 SCORE_TOLERANCE = 1e-5
@@ -51,20 +49,10 @@ Ends with status 1 where losses or scores differ by more than rounding.""",
     return args
 
 
-def run(script: str, flags: list[str], processes: int, threads: int) -> str:
+def launch(script: str, flags: list, processes: int, threads: int) -> str:
     """What a script printed. Raises InputError where it fails."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), script, *flags, "--device", "cpu"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise InputError(f"{script} ended with status {done.returncode}: {done.stderr}")
-    return done.stdout + done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    return run([*(torchrun if processes > 1 else []), script, *flags, "--device", "cpu"], threads).printed
 
 
 def distil(directory: Path, name: str, processes: int, threads: int) -> tuple[str, np.ndarray]:
@@ -73,7 +61,7 @@ def distil(directory: Path, name: str, processes: int, threads: int) -> tuple[st
     flags = ["--features_file", directory / "train", "--teacher_model", directory / "teacher"]
     flags += ["--general_student_model", directory / "student", "--output_student_dir", output, "--overwrite"]
     flags += ["--train_batch_size", 8, "--train_loss_step", 1, "--num_train_epochs", 1, "--no_teacher_check"]
-    printed = run("distill.py", list(map(str, flags)), processes, threads)
+    printed = launch("distill.py", flags, processes, threads)
     lines = (output / "train_loss.jsonl").read_text("utf-8").splitlines()
     return printed, np.array([json.loads(line)["loss"] for line in lines])
 
@@ -83,7 +71,7 @@ def rerank(directory: Path, name: str, processes: int, threads: int) -> tuple[st
     output = directory / f"{name}.scores"
     flags = ["--model_dir", directory / "teacher", "--features_file", directory / "test", "--eval_batch_size", 8]
     flags += ["--output_scores_file", output, "--overwrite"]
-    printed = run("rerank.py", list(map(str, flags)), processes, threads)
+    printed = launch("rerank.py", flags, processes, threads)
     return printed, np.array([row.score for row in read_scores(output)])
 
 

@@ -69,7 +69,7 @@ class BertAdam(torch.optim.Optimizer):
                 [self.state[p]["m"] for p in params],
                 [self.state[p]["v"] for p in params],
                 [],
-                [torch.full((), _NO_BIAS, device=p.device) for p in params[:1]] * len(params),
+                [torch.tensor(_NO_BIAS, device=params[0].device)] * len(params),
                 lr=rate,
                 beta1=beta1,
                 beta2=beta2,
