@@ -4,11 +4,14 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,12 +20,31 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from formats.checksums import FILE_NAME as CHECKSUMS
+from formats.checksums import check_checksums, write_checksums
 from formats.features import Features, FeaturesHeader
-from formats.files import InputError, hold_log, run_script, write_whole_directory
+from formats.files import (
+    InputError,
+    append_line,
+    hold_directory,
+    hold_log,
+    remove_left_overs,
+    run_script,
+    write_whole,
+    write_whole_directory,
+)
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
-from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
+from modeling.checkpoint import (
+    CheckpointError,
+    check_reads_features,
+    fingerprint,
+    load_ranker,
+    make_fit_dense,
+    save_ranker,
+)
 from modeling.device import (
     DeviceError,
+    be_deterministic,
     choose_device,
     choose_precision,
     dtype_of,
@@ -32,9 +54,10 @@ from modeling.device import (
 from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
-from modeling.optimization import BertAdam, decay_groups
+from modeling.optimization import BertAdam, GradientError, decay_groups
 from modeling.processes import (
     ProcessError,
+    all_gathered,
     all_sum,
     all_sum_gradients,
     costs,
@@ -45,12 +68,31 @@ from modeling.processes import (
     with_one_voice,
     world_size,
 )
+from modeling.training_state import (
+    Training,
+    TrainingStateError,
+    generator_states,
+    load_training_state,
+    read_progress,
+    save_training_state,
+)
 from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("distill")
 
 LOSSES = ("loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss")
 METHODS = ("standard", "simplified", "intermediate", "prediction", "hard")
+
+STOPPED = 75  # exit status: stopped by a signal and saved, to be gone on with (EX_TEMPFAIL of sysexits.h)
+MOST_SKIPPED = 100  # updates in a row: a scaler needs some 20 to find its scale, so more have another reason
+RUN_FILE = "training.json"
+LOSS_FILE = "train_loss.jsonl"
+# Flags that change no figure, or whose files are compared by content.
+NOT_SETTINGS = {
+    *("features_file", "max_seq_length", "do_lower_case", "teacher_model", "no_teacher_check", "general_student_model"),
+    *("output_student_dir", "overwrite", "resume", "save_model_step", "keep_checkpoints"),
+    *("device", "no_cuda", "fp16", "deterministic"),
+}
 
 # A random head's AUC lies within 0.5 +- 0.1 in 99 of 100 draws of so many examples of each label.
 CHECKED_EXAMPLES = 128
@@ -73,6 +115,9 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
      checkpoint-STEP/ there; the losses in train_loss.jsonl; the log in distill.log. A student that learned neither soft
      nor hard labels (intermediate) has no classifier yet: the next step gives it one.
 
+A run that was stopped goes on with --resume and the same flags, to the same student. SIGINT (Ctrl-C) and SIGTERM finish
+the update, save a checkpoint and end with exit status 75.
+
 torchrun --nproc_per_node N distill.py ... shares each batch among N processes, on GPUs one each.""",
     )
     data = parser.add_argument_group("data and models")
@@ -88,6 +133,12 @@ torchrun --nproc_per_node N distill.py ... shares each batch among N processes, 
         action="store_true",
         help="replace the run that --output_student_dir holds: its checkpoints and losses when training starts, its "
         "model when the new one is finished",
+    )
+    data.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that --output_student_dir holds, from its newest complete checkpoint, or from the "
+        "beginning where there is none; the other flags need to be those of that run",
     )
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -155,11 +206,22 @@ torchrun --nproc_per_node N distill.py ... shares each batch among N processes, 
     training.add_argument("--seed", type=int, default=42, help="of shuffling, dropout, initial values (default 42)")
     training.add_argument("--train_loss_step", type=int, default=50, help="updates between loss lines (default 50)")
     training.add_argument(
-        "--save_model_step", type=int, default=0, help="updates between checkpoints; 0, the default, for none"
+        "--save_model_step",
+        type=int,
+        default=0,
+        help="updates between checkpoints; 0, the default, for none but that of a run that is stopped",
+    )
+    training.add_argument(
+        "--keep_checkpoints", type=int, default=0, help="of so many, the newest; 0, the default, for all"
     )
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
     hardware.add_argument("--no_cuda", action="store_true", help="the same as --device cpu")
+    hardware.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU only algorithms that give the same bytes each time, at some cost; a CPU's always do",
+    )
     precision = hardware.add_mutually_exclusive_group()
     precision.add_argument(
         "--precision",
@@ -219,9 +281,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.train_batch_size % (args.gradient_accumulation_steps * world_size()):
         times = f" times the {world_size()} processes" if world_size() > 1 else ""
         raise InputError(f"--train_batch_size: needs to be a multiple of --gradient_accumulation_steps{times}")
-    for name, least in (("learning_rate", 0.0), ("weight_decay", 0.0), ("save_model_step", 0), ("seed", 0)):
-        if not least <= getattr(args, name) < float("inf"):
-            raise InputError(f"--{name}: needs to be {least} or more")
+    for name in ("learning_rate", "weight_decay", "save_model_step", "keep_checkpoints", "seed"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise InputError(f"--{name}: needs to be 0 or more")
     if args.seed >= 1 << 64:
         raise InputError("--seed: needs to be below 2^64")
     if args.temperature is None:
@@ -239,7 +301,11 @@ def check_args(args: argparse.Namespace) -> None:
             raise InputError("--fp16_backend: apex needs --precision fp16")
         if world_size() > 1:
             raise InputError("--fp16_backend: apex works in one process alone; use torch")
+        if args.resume:
+            raise InputError("--fp16_backend: apex keeps a state of its own, so it cannot go on with a run; use torch")
         import_apex_amp()
+    if args.resume and args.overwrite:
+        raise InputError("--resume: goes on with a run, and --overwrite replaces it; give one of them")
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
     if args.no_cuda:
@@ -271,37 +337,106 @@ def learns_labels(args: argparse.Namespace) -> bool:
 
 
 def earlier_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints that a run left in its output directory."""
-    return [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    """The checkpoints in an output directory, oldest first."""
+    paths = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
+    return sorted(paths, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The number of updates after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes it in such an order that a part of it never counts as complete."""
+    checkpoint.joinpath(CHECKSUMS).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def newest_complete_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that holds, byte for byte, what was saved; a warning names each newer one that does not."""
+    for checkpoint in reversed(earlier_checkpoints(directory)):
+        try:
+            check_checksums(checkpoint)
+            return checkpoint
+        except (InputError, OSError) as error:
+            logger.warning("%s; going on from an earlier checkpoint", error)
+    return None
 
 
 def check_output_dir(args: argparse.Namespace) -> None:
-    """Raises InputError where the directory holds an input, or, without `--overwrite`, a student or checkpoints."""
+    """Raises InputError where the directory holds an input, or a student or checkpoints that nobody asked to replace.
+
+    With `--resume` it may hold an earlier part of the run.
+    """
     directory = args.output_student_dir
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output_student_dir: {directory} is a file")
     checkpoints = earlier_checkpoints(directory)
     for source in filter(None, (args.teacher_model, args.general_student_model, args.features_file)):
         path = Path(source).resolve()
         is_lost = path == directory.resolve() or any(
             path.is_relative_to(checkpoint.resolve()) for checkpoint in checkpoints
         )
-        if is_lost and args.overwrite:
+        if is_lost and (args.overwrite or args.resume):
             raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")
     models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
     found = [directory / name for name in models if (directory / name).exists()] + checkpoints
-    if found and not args.overwrite:
+    is_run = (directory / RUN_FILE).exists()
+    if found and not args.overwrite and not (args.resume and is_run):
+        may_go_on = is_run and not read_run_file(directory)["finished"]
         raise InputError(
-            f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; pass --overwrite to replace "
-            "it, or name another directory"
+            f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; "
+            + ("pass --resume to go on with it, " if may_go_on else "pass ")
+            + "--overwrite to replace it, or name another directory"
         )
 
 
-def prepare_output_dir(directory: Path) -> None:
-    """Makes the directory. The model of an earlier run stays until the new one replaces it; its checkpoints go."""
-    for checkpoint in earlier_checkpoints(directory):
-        shutil.rmtree(checkpoint)
-    directory.mkdir(parents=True, exist_ok=True)
+def read_run_file(directory: Path) -> dict:
+    """Whether the run of an output directory is `finished`, and with which `settings`; if damaged, it is not."""
+    try:
+        run = json.loads((directory / RUN_FILE).read_bytes())
+        return {"finished": run["finished"] is True, "settings": dict(run["settings"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {"finished": False, "settings": {}}
+
+
+def write_run_file(directory: Path, finished: bool, settings: dict) -> None:
+    """Says what `read_run_file` reads."""
+    with write_whole(directory / RUN_FILE) as file:
+        json.dump({"finished": finished, "settings": settings}, file, indent=2)
+        file.write("\n")
+
+
+def prepare_output_dir(directory: Path, settings: dict, start: Path | None) -> None:
+    """Leaves the directory as it was after the checkpoint `start`, or, where None, as before the first update.
+
+    The model of an earlier run stays until the new one replaces it; its checkpoints go.
+    """
+    remove_left_overs(directory)
+    losses = b""
+    if start is None:
+        directory.joinpath(RUN_FILE).unlink(missing_ok=True)
+        for checkpoint in earlier_checkpoints(directory):
+            remove_checkpoint(checkpoint)
+    else:
+        losses = start.joinpath(LOSS_FILE).read_bytes()
+    write_run_file(directory, False, settings)
+    with write_whole(directory / LOSS_FILE, binary=True) as file:
+        file.write(losses)
+
+
+def check_settings(args: argparse.Namespace, earlier: dict, settings: dict) -> None:
+    """Raises InputError, naming what differs, where a run cannot go on with these settings."""
+    differences = []
+    for name in settings:
+        if earlier.get(name) != settings[name]:
+            is_content = name in ("features_file", "teacher_model", "general_student_model")
+            values = "other content" if is_content else f"{earlier.get(name)} there, {settings[name]} here"
+            differences.append(f"{'' if name == 'num_processes' else '--'}{name} ({values})")
+    if differences:
+        raise InputError(
+            f"--resume: the run in {args.output_student_dir} differs in {', '.join(differences)}; give what it had, "
+            "pass --overwrite instead to start anew, or name another --output_student_dir"
+        )
 
 
 def choose_layers(args: argparse.Namespace, teacher: BertRanker, student: BertRanker) -> list[int]:
@@ -473,6 +608,25 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+@contextlib.contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM end nothing; they are added to the list that is handed out."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if not noted and rank() == 0:
+            name = signal.Signals(number).name
+            os.write(sys.__stderr__.fileno(), f"\n{name}: finishing the update, then saving\n".encode())
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train(
     args: argparse.Namespace,
     device: torch.device,
@@ -481,9 +635,15 @@ def train(
     teacher: FrozenRanker | BertRanker | None,
     fit_dense: torch.nn.Linear | None,
     layer_map: list[int],
-    save_student: Callable[[Path], None],
+    start: Path | None,
+    save_checkpoint: Callable[[Training, dict], None],
 ) -> None:
-    """The training loop: updates the student in place, writes losses and checkpoints."""
+    """The training loop: updates the student in place, writes losses and checkpoints.
+
+    Begins after the checkpoint `start`, where there is one. Raises InputError, before the weights change, where a loss
+    or a gradient is not finite, unless float16 is to blame; SystemExit with `STOPPED`, after saving, where a signal
+    asks for it.
+    """
     trained = torch.nn.ModuleDict({"student": student} | ({"fit_dense": fit_dense} if fit_dense is not None else {}))
     num_parts = args.gradient_accumulation_steps * world_size()  # of a batch; their mean losses count the same
     updates_per_epoch = len(features) // args.train_batch_size
@@ -507,59 +667,94 @@ def train(
     if isinstance(teacher, BertRanker):
         teacher.train(args.teacher_dropout)
 
-    global_step, steps_since_line = 0, 0
-    sums = torch.zeros(len(LOSSES), device=device)  # on the device: reading a loss every step would stall it
-    loss_path = args.output_student_dir / "train_loss.jsonl" if rank() == 0 else os.devnull
-    start = time.monotonic()
+    training = Training(trained, optimizer, scaler)
+    # sums: of the losses since the last line, over num_summed updates
+    progress = {"global_step": 0, "sums": [0.0] * len(LOSSES), "num_summed": 0, "skipped_in_a_row": 0}
+    if start is not None:
+        progress |= load_training_state(start, training, device)
+    first_step = progress["global_step"]
+    order_of = None, None  # the last epoch, and its order
+    begin = time.monotonic()
     with (
         logging_redirect_tqdm(),
-        open(loss_path, "w", encoding="utf-8") as loss_file,
-        tqdm(total=total_updates, desc="distilling", unit=" updates", disable=None) as progress,
+        tqdm(total=total_updates, initial=first_step, desc="distilling", unit=" updates", disable=None) as bar,
+        signals_noted() as signals,
     ):
-        for epoch in range(args.num_train_epochs):
-            order = epoch_order(args.seed, epoch, len(features))
-            for first in range(0, updates_per_epoch * args.train_batch_size, args.train_batch_size):
-                learning_rate = optimizer.learning_rate()
-                parts = np.split(order[first : first + args.train_batch_size], num_parts)
-                own_parts = parts[rank() :: world_size()]
-                for part in own_parts:
-                    batch = {
-                        name: torch.from_numpy(array).to(device, non_blocking=True)
-                        for name, array in features.batch(part, pad_to).items()
-                    }
-                    with autocast:
-                        losses = distillation_losses(args, student, teacher, fit_dense, layer_map, batch)
-                    backward(losses["loss"] / num_parts, last=part is own_parts[-1])
-                    sums += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
-                all_sum_gradients(trained.parameters())  # scaled as they are, so that an overflow is one everywhere
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-                global_step += 1
-                steps_since_line += 1
-                progress.update()
+        for global_step in range(first_step + 1, total_updates + 1):
+            epoch, place = divmod(global_step - 1, updates_per_epoch)
+            if order_of[0] != epoch:
+                order_of = epoch, epoch_order(args.seed, epoch, len(features))
+            examples = order_of[1][place * args.train_batch_size :][: args.train_batch_size]
+            learning_rate, updates_made = optimizer.learning_rate(), optimizer.param_groups[0]["step"]
+            own_parts = np.split(examples, num_parts)[rank() :: world_size()]
+            mean_losses = torch.zeros(len(LOSSES) + 1, device=device)  # and whether a process was asked to stop
+            for part in own_parts:
+                batch = {
+                    name: torch.from_numpy(array).to(device, non_blocking=True)
+                    for name, array in features.batch(part, pad_to).items()
+                }
+                with autocast:
+                    losses = distillation_losses(args, student, teacher, fit_dense, layer_map, batch)
+                backward(losses["loss"] / num_parts, last=part is own_parts[-1])
+                mean_losses[:-1] += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
+            all_sum_gradients(trained.parameters())  # scaled as they are, so that an overflow is one everywhere
+            mean_losses[-1] = len(signals)
+            *means, must_stop = all_sum(mean_losses).tolist()
+            faults = [name for name, mean in zip(LOSSES, means, strict=True) if not math.isfinite(mean)]
+            try:
+                if faults and args.precision != "fp16":
+                    raise GradientError(f"{', '.join(faults)} not finite")
+                if not faults or args.fp16_backend == "apex":  # apex looks at the gradients itself, and has to
+                    scaler.step(optimizer)
+                    scaler.update()
+            except GradientError as error:
+                raise InputError(
+                    f"update {global_step}: {error}, so the run stops before it; lower --learning_rate, or look at the "
+                    f"teacher and the examples {', '.join(features.example_ids(examples))}"
+                ) from None
+            optimizer.zero_grad()
+            if not faults:
+                progress["sums"] = [total + mean for total, mean in zip(progress["sums"], means, strict=True)]
+                progress["num_summed"] += 1
+            is_skipped = optimizer.param_groups[0]["step"] == updates_made
+            progress["skipped_in_a_row"] = progress["skipped_in_a_row"] + 1 if is_skipped else 0
+            if progress["skipped_in_a_row"] == MOST_SKIPPED:
+                raise InputError(
+                    f"update {global_step}: a loss or a gradient was not finite in float16, {MOST_SKIPPED} times in a "
+                    "row; take --precision bf16 or fp32, or look at the teacher"
+                )
+            progress["global_step"] = global_step
+            bar.update()
 
-                if global_step % args.train_loss_step == 0 or global_step == total_updates:
-                    means = dict(zip(LOSSES, (all_sum(sums) / steps_since_line).tolist(), strict=True))
-                    if not np.isfinite(means["loss"]):
-                        raise InputError(
-                            f"the loss is not finite at update {global_step}, nothing is saved; lower --learning_rate"
-                        )
-                    line = {"global_step": global_step, **means, "learning_rate": learning_rate}
-                    loss_file.write(json.dumps(line) + "\n")
-                    loss_file.flush()
-                    sums.zero_()
-                    steps_since_line = 0
-                    rate = global_step * args.train_batch_size / (time.monotonic() - start)
-                    progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-                    logger.info(
-                        "update %d of %d: loss %.4f, %.1f examples/s", global_step, total_updates, means["loss"], rate
-                    )
-                if args.save_model_step and global_step % args.save_model_step == 0 and global_step < total_updates:
-                    save_student(args.output_student_dir / f"checkpoint-{global_step}")
-    skipped = global_step - optimizer.param_groups[0]["step"]
+            is_last = global_step == total_updates
+            must_stop = must_stop if world_size() > 1 else len(signals)  # alone, it need not wait for the next update
+            if global_step % args.train_loss_step == 0 or is_last:
+                line = loss_line(progress, learning_rate)
+                if rank() == 0:
+                    append_line(args.output_student_dir / LOSS_FILE, json.dumps(line))
+                progress |= {"sums": [0.0] * len(LOSSES), "num_summed": 0}
+                rate = (global_step - first_step) * args.train_batch_size / (time.monotonic() - begin)
+                loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
+                bar.set_postfix(loss=loss, refresh=False)
+                logger.info("update %d of %d: loss %s, %.1f examples/s", global_step, total_updates, loss, rate)
+            is_due = args.save_model_step and global_step % args.save_model_step == 0
+            if (is_due or must_stop) and not is_last:
+                save_checkpoint(training, progress)
+            if must_stop and not is_last:
+                all_sum(torch.zeros(1, device=device))  # no process ends before the first has saved
+                logger.warning("stopped by a signal after update %d; --resume goes on with it", global_step)
+                sys.exit(STOPPED)
+    skipped = total_updates - optimizer.param_groups[0]["step"]
     if skipped:
-        logger.warning("%d of %d updates skipped, since their float16 gradients overflowed", skipped, global_step)
+        logger.warning("%d of %d updates skipped, since float16 overflowed in them", skipped, total_updates)
+
+
+def loss_line(progress: dict, learning_rate: float) -> dict:
+    """A line of `train_loss.jsonl`: means over the updates since the last one, None where all of them were skipped."""
+    count = progress["num_summed"]
+    means = [total / count if count else None for total in progress["sums"]]
+    losses = dict(zip(LOSSES, means, strict=True))
+    return {"global_step": progress["global_step"], **losses, "learning_rate": learning_rate}
 
 
 def log_to(path: str | Path) -> None:
@@ -570,6 +765,7 @@ def log_to(path: str | Path) -> None:
         handlers=[logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")],
         force=True,
     )
+    logging.raiseExceptions = False  # a full disk is no reason for a traceback a line; saving will name it
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
@@ -619,18 +815,46 @@ def load_models(
     return student, teacher, fit_dense, layer_map, vocabulary
 
 
-def main() -> None:
-    args = parse_args()
-    device = own_device(choose_device(args.device))
-    args.precision = choose_precision(args.precision, args.fp16, device)
+@contextlib.contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Inside, want of memory is a user's mistake."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("out of memory; raise --gradient_accumulation_steps, or lower --train_batch_size") from None
+
+
+def distil(args: argparse.Namespace, device: torch.device) -> None:
+    """The whole run, in an output directory that no other process writes into."""
+    directory = args.output_student_dir
     check_output_dir(args)
     if args.teacher_model is not None:
         args.teacher_model = model_directory(args.teacher_model)
     args.general_student_model = model_directory(args.general_student_model)
-    torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which each process draws for itself
+    start = None
     with hold_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
         student, teacher, fit_dense, layer_map, vocabulary = load_models(args, features.header)
+        settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS} | {
+            "pooled_activation": student.pooled_activation,
+            "layer_map": layer_map,
+            "num_processes": world_size(),
+            "features_file": features.sha256(),
+            "teacher_model": None if teacher is None else fingerprint(teacher),
+            "general_student_model": fingerprint(student, fit_dense),
+        }
+        machine = {"torch": torch.__version__, "deterministic": args.deterministic, "device": devices_name(device)}
+        if args.resume and (run := read_run_file(directory))["finished"]:
+            check_settings(args, run["settings"], settings)
+            print(f"{directory}: the run is finished, there is nothing to resume")
+            return
+        if args.resume and (start := newest_complete_checkpoint(directory)):
+            earlier = read_progress(start)
+            check_settings(args, earlier["settings"], settings)
+            if earlier["machine"] != machine:
+                logger.warning("so far the run was on %s, now on %s: rounding may differ", earlier["machine"], machine)
         for model in (student, teacher, fit_dense):
             if model is not None:
                 model.to(device)
@@ -639,50 +863,86 @@ def main() -> None:
             teacher = FrozenRanker(teacher, args.precision)
         keep_freed_memory()
         checked = ""
-        if args.soft_weight and not args.no_teacher_check:
-            checked = check_teacher(args, device, features, teacher)
+        if args.soft_weight and not args.no_teacher_check and start is None:
+            with out_of_memory_explained():
+                checked = check_teacher(args, device, features, teacher)
 
     join(device)  # no process looks for an earlier run any more
     if rank() == 0:
-        prepare_output_dir(args.output_student_dir)
-    log_to(args.output_student_dir / "distill.log" if rank() == 0 else os.devnull)
+        prepare_output_dir(directory, settings, start)
+    log_to(directory / "distill.log" if rank() == 0 else os.devnull)
     logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
     logger.info("device: %s", devices_name(device))
     for record in held:
         logger.handle(record)
     if checked:
         logger.info("%s", checked)
+    if args.resume:
+        logger.info("resuming from %s", "the beginning" if start is None else start)
 
     is_ranker = learns_labels(args)
 
-    def save_student(directory: Path) -> None:
+    def write_student(into: Path) -> None:
+        save_ranker(
+            student,
+            vocabulary,
+            features.header.do_lower_case,
+            into,
+            without_classifier=not is_ranker,
+            fit_dense=None if is_ranker else fit_dense,
+        )
+
+    def save_checkpoint(training: Training, progress: dict) -> None:
+        generators = all_gathered(generator_states(device))
         if rank() > 0:
             return
-        with write_whole_directory(directory, last="config.json") as partial:
-            save_ranker(
-                student,
-                vocabulary,
-                features.header.do_lower_case,
-                partial,
-                without_classifier=not is_ranker,
-                fit_dense=None if is_ranker else fit_dense,
-            )
-        logger.info("wrote %s", directory)
+        checkpoint = directory / f"checkpoint-{progress['global_step']}"
+        if checkpoint.exists():  # damaged, or this run would have begun after it
+            remove_checkpoint(checkpoint)
+        with write_whole_directory(checkpoint, last=CHECKSUMS) as partial:
+            write_student(partial)
+            state = progress | {"settings": settings, "machine": machine}
+            save_training_state(partial, training, generators, state)
+            shutil.copyfile(directory / LOSS_FILE, partial / LOSS_FILE)
+            write_checksums(partial)
+        logger.info("wrote %s", checkpoint)
+        if args.keep_checkpoints:
+            known = [
+                path for path in earlier_checkpoints(directory) if checkpoint_step(path) <= progress["global_step"]
+            ]
+            for older in known[: -args.keep_checkpoints]:
+                remove_checkpoint(older)
 
-    start = time.monotonic()
-    try:
-        train(args, device, features, student, teacher, fit_dense, layer_map, save_student)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError("out of memory; raise --gradient_accumulation_steps, or lower --train_batch_size") from None
-    save_student(args.output_student_dir)
-    seconds = time.monotonic() - start
-    examples = len(features) // args.train_batch_size * args.train_batch_size * args.num_train_epochs
+    begin = time.monotonic()
+    with out_of_memory_explained():
+        train(args, device, features, student, teacher, fit_dense, layer_map, start, save_checkpoint)
+    seconds = time.monotonic() - begin
+    if rank() == 0:
+        with write_whole_directory(directory, last="config.json") as partial:
+            write_student(partial)
+        write_run_file(directory, True, settings)
+        logger.info("wrote %s", directory)
+    updates = len(features) // args.train_batch_size * args.num_train_epochs
+    updates -= checkpoint_step(start) if start else 0
+    examples = updates * args.train_batch_size
     for line in costs(examples // world_size(), "examples", seconds, device):
         logger.info("%s", line)
     logger.info("%d examples in %.1f s, %.1f examples/s", examples, seconds, examples / seconds)
 
 
+def main() -> None:
+    args = parse_args()
+    device = own_device(choose_device(args.device))
+    args.precision = choose_precision(args.precision, args.fp16, device)
+    if args.deterministic and device.type == "cuda":
+        be_deterministic()
+    torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which each process draws for itself
+    with hold_directory(args.output_student_dir, "--output_student_dir") if rank() == 0 else contextlib.nullcontext():
+        distil(args, device)
+
+
 if __name__ == "__main__":
-    run_script(with_one_voice(main), CheckpointError, VocabularyError, HubError, DeviceError, ProcessError)
+    run_script(
+        with_one_voice(main),
+        *(CheckpointError, VocabularyError, HubError, DeviceError, ProcessError, TrainingStateError),
+    )

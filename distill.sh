@@ -32,7 +32,8 @@ general_student_model=${general_student_model:-models/$collection/general_studen
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type}
 features_file=${features_file:-}            # empty: beside the pairs, made again when those are newer. One that is
                                             # named here is made where it is missing, else taken as it is
-overwrite=${overwrite:-no}                  # yes: replace the student that output_student_dir holds
+overwrite=${overwrite:-no}                  # yes: replace the student that output_student_dir holds, or start its
+                                            # training anew. no: a training that was stopped goes on
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 
 # --- training
@@ -58,7 +59,9 @@ precision=${precision:-auto}                # of the products: fp32, bf16, fp16 
 fp16_backend=${fp16_backend:-torch}         # apex: NVIDIA apex that still has amp, on a GPU
 fp16_opt_level=${fp16_opt_level:-O1}        # of apex
 train_loss_step=${train_loss_step:-20}      # updates between lines of train_loss.jsonl
-save_model_step=${save_model_step:-0}       # updates between checkpoints; 0: none but the finished student
+save_model_step=${save_model_step:-500}     # updates between checkpoints, from which a stopped run goes on; 0: none
+keep_checkpoints=${keep_checkpoints:-2}     # so many, the newest; each has five times the size of the student. 0: all
+deterministic=${deterministic:-no}          # yes: a GPU gives the same bytes each time, more slowly; a CPU always does
 python=${python:-python}                    # the interpreter
 
 fail() {
@@ -79,14 +82,16 @@ case $set_name:$distill_model_type in
     general:*) fail "set_name=general has no labels and no queries; it goes with distill_model_type=intermediate" ;;
     *) fail "set_name=$set_name is neither train nor general" ;;
 esac
-for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding; do
+for name in overwrite do_lower_case teacher_dropout teacher_check ignore_padding deterministic; do
     case $name:${!name} in *:yes | *:no) ;; *) fail "$name=${!name} is neither yes nor no" ;; esac
 done
 [[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
 case $precision in auto | fp32 | bf16 | fp16) ;; *) fail "precision=$precision is none of auto, fp32, bf16, fp16" ;; esac
 [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
+# A run that was stopped: distill.py says so in the file that it leaves.
+is_unfinished() { grep -qs '"finished": false' "$1/training.json"; }
 earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_student_dir/checkpoint-*" || true)
-if [[ $overwrite == no && -n $earlier ]]; then
+if [[ $overwrite == no && -n $earlier ]] && ! is_unfinished "$output_student_dir"; then
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
 fi
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
@@ -139,13 +144,19 @@ distil() {
     [[ -z $pooled_activation ]] || flags+=(--pooled_activation "$pooled_activation")
     [[ $fp16_backend == torch ]] || flags+=(--fp16_backend "$fp16_backend")
     [[ $fp16_opt_level == O1 ]] || flags+=(--fp16_opt_level "$fp16_opt_level")
-    [[ $overwrite == no ]] || flags+=(--overwrite)
+    [[ $deterministic == no ]] || flags+=(--deterministic)
+    if [[ $overwrite == yes ]]; then
+        flags+=(--overwrite)
+    elif is_unfinished "$3"; then
+        flags+=(--resume)
+    fi
     "${launch[@]}" distill.py --distill_model "$1" --features_file "$features_file" \
         --general_student_model "$2" --output_student_dir "$3" --max_seq_length "$max_seq_length" "$case_flag" \
         --train_batch_size "$train_batch_size" --learning_rate "$learning_rate" \
         --num_train_epochs "$num_train_epochs" --warmup_proportion "$warmup_proportion" \
         --weight_decay "$weight_decay" --gradient_accumulation_steps "$gradient_accumulation_steps" --seed "$seed" \
-        --device "$device" --precision "$precision" --train_loss_step "$train_loss_step" --save_model_step "$save_model_step" \
+        --device "$device" --precision "$precision" --train_loss_step "$train_loss_step" \
+        --save_model_step "$save_model_step" --keep_checkpoints "$keep_checkpoints" \
         ${flags[@]+"${flags[@]}"} "${@:4}"
 }
 
@@ -161,7 +172,8 @@ layer_terms=() label_terms=()
 [[ $teacher_check == yes ]] || label_terms+=(--no_teacher_check)
 if [[ $distill_model_type == tinybert ]]; then
     intermediate_dir=${output_student_dir}_intermediate
-    if [[ -e $intermediate_dir/config.json && ! -e $output_student_dir/config.json ]]; then
+    if [[ -e $intermediate_dir/config.json && ! -e $output_student_dir/config.json ]] &&
+        ! is_unfinished "$intermediate_dir"; then
         echo "The first step is done: $intermediate_dir"
     else
         distil intermediate "$general_student_model" "$intermediate_dir" ${layer_terms[@]+"${layer_terms[@]}"} \

@@ -44,7 +44,6 @@ python=${python:-python}                    # the interpreter
 [[ -n $source ]] || { echo "beir.sh: set source to a BEIR folder or to ir_datasets:beir/NAME" >&2; exit 2; }
 data=data/$name models=models/$name runs=runs/$name
 export collection=$name max_seq_length train_batch_size device python
-export overwrite=yes                        # for a student whose training was stopped; a finished one stays
 mkdir -p "$data" "$models" "$runs"
 
 # Runs a command unless what it makes is there.

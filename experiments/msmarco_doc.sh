@@ -64,7 +64,6 @@ python=${python:-python}                    # the interpreter
 
 data=data/$name models=models/$name runs=runs/$name
 export collection=$name max_seq_length train_batch_size learning_rate eval_batch_size precision train_loss_step device python
-export overwrite=yes                        # for a student whose training was stopped; a finished one stays
 mkdir -p "$data" "$models" "$runs/dev" "$runs/trec"
 
 # Runs a command unless what it makes is there.

@@ -6,7 +6,7 @@ few opcodes that such a dict needs over the mapped file, so that a hostile file 
 and an array is a view of the file that costs no copy.
 """
 
-import itertools
+import hashlib
 import mmap
 import os
 import pickle
@@ -188,10 +188,22 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def example_id(self, index: int) -> str:
-        """The id of an example, which is read from the file: up to a second, for messages."""
-        ids = (example_id for block in _read_blocks(self.path, self._data) for example_id in block.example_ids)
-        return next(itertools.islice(ids, index, None))
+    def example_ids(self, indices: Sequence[int]) -> list[str]:
+        """The ids of examples, which are read from the file: up to seconds, for messages."""
+        found, first = {}, 0
+        for block in _read_blocks(self.path, self._data):
+            after = first + len(block.example_ids)
+            found |= {i: block.example_ids[i - first] for i in map(int, indices) if first <= i < after}
+            first = after
+        return [found[int(i)] for i in indices]
+
+    def sha256(self) -> str:
+        """Of the whole file, as it was when it was opened."""
+        digest, position = hashlib.sha256(), 0
+        while chunk := os.pread(self._file.fileno(), 1 << 20, position):
+            digest.update(chunk)
+            position += len(chunk)
+        return digest.hexdigest()
 
     def batch(self, indices: Sequence[int], pad_to: int | None = None) -> dict[str, np.ndarray]:
         """Examples `indices`, padded with id 0 to `pad_to` tokens or, where None, to the longest of them.

@@ -8,6 +8,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -170,29 +171,104 @@ def report(line: str, output: Path) -> None:
 
 
 @contextlib.contextmanager
+def errors_name(path: str | Path) -> Iterator[None]:
+    """Inside, an OSError that names no file, as one of writing does, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
+        raise
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a file that others may follow while it grows."""
+    with errors_name(path), open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(f"{line}\n")
+
+
+@contextlib.contextmanager
+def hold_directory(path: Path, flag: str) -> Iterator[None]:
+    """Keeps a directory for one process, making it where it is missing and taking it away if it stays empty.
+
+    The lock is on a file `.lock` in it, and ends with the process however that ends. Raises InputError, naming `flag`,
+    where another process holds it, or where the path is a file.
+    """
+    import fcntl  # late, since Windows has none
+
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{flag}: {path} is a file, or lies below one; name another") from None
+    lock = path / ".lock"
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = os.fstat(file.fileno()).st_nlink > 0  # else a run that ends just now has taken it away
+        except BlockingIOError:
+            is_free = False
+        if not is_free:
+            raise InputError(f"{flag}: another run is writing into {path}; wait for it, or name another")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if made and not os.listdir(path):
+                path.rmdir()
+
+
+def remove_left_overs(directory: Path) -> None:
+    """Removes what processes that were killed while they wrote left in a directory, which is held, and beside it."""
+    directory = Path(os.path.abspath(directory))
+    for place, name in ((directory, ".+"), (directory.parent, re.escape(directory.name))):
+        for path in place.iterdir():
+            if re.fullmatch(rf"\.{name}\.[0-9]+\.partial", path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
 def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
     """Hands out a directory beside `path` to fill; on leaving, `path` holds its files, or nothing of them on an error.
 
-    Where `path` exists its other files stay, and file `last`, without which the directory counts as incomplete, is
-    taken away first and arrives last.
+    All is synced before it gets its name. Where `path` exists its other files stay, and file `last`, without which the
+    directory counts as incomplete, is taken away first and arrives last.
     """
     path = Path(os.path.abspath(path))  # "." has no name
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        yield partial
-        for file in partial.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if not path.exists():
-            partial.rename(path)
-            return
-        path.joinpath(last).unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == last):
-            file.replace(path / file.name)
+        with errors_name(path):
+            partial.mkdir()
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            _sync(partial)
+            if path.exists():
+                path.joinpath(last).unlink(missing_ok=True)
+                for file in sorted(partial.iterdir(), key=lambda file: file.name == last):
+                    file.replace(path / file.name)
+                _sync(path)
+            else:
+                partial.rename(path)
+            _sync(path.parent)
+    except OSError as error:
+        if error.filename is not None:  # under its final name, which the user knows
+            name = str(error.filename).replace(str(partial), str(path))
+            raise OSError(error.errno, error.strerror, name) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Has a file, or the names in a directory, survive a loss of power."""
+    with errors_name(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

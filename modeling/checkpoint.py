@@ -1,6 +1,7 @@
 """The one door through which weights enter and leave. Nothing else knows a parameter's name on disk."""
 
 import copy
+import hashlib
 import json
 import logging
 import re
@@ -228,6 +229,17 @@ def save_ranker(
     directory.joinpath("model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
     save_tokenizer(directory, tokens, do_lower_case, model.config.max_position_embeddings)
     directory.joinpath("config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def fingerprint(model: BertRanker, fit_dense: nn.Linear | None = None) -> str:
+    """SHA-256 of a model's settings and weights, the same from whatever files and layout they came."""
+    settings = {name: getattr(model.config, name) for name in _SETTINGS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8"))
+    for module in filter(None, (model, fit_dense)):
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def check_reads_features(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -69,6 +70,18 @@ def choose_precision(name: str, fp16: bool, device: torch.device) -> str:
 def dtype_of(precision: str) -> torch.dtype:
     """The dtype of the products in fp32, fp16 or bf16."""
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def be_deterministic() -> None:
+    """Has a GPU take, from now on, only algorithms that give the same bytes each time. A CPU's here always do.
+
+    To be called before anything runs on the GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # would cost time, and nothing here reads such memory
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # these two have no deterministic backward pass
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def keep_freed_memory() -> None:

@@ -1,9 +1,14 @@
 """BertAdam: the optimiser that BERT was fine-tuned with, and its learning rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+
+
+class GradientError(ArithmeticError):
+    """A gradient that is not finite."""
+
 
 # AdamW corrects m and v by 1 - beta^step; at this step that is 1, and AdamW is BertAdam.
 _NO_BIAS = 1e9
@@ -50,8 +55,16 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of all parameters that have a gradient. Clips the gradients in place."""
-        for group in self.param_groups:
+        """One update of all parameters that have a gradient. Clips the gradients in place.
+
+        Raises GradientError, before anything changes, where the norm of a gradient is not finite.
+        """
+        grads_of = [[p.grad for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        norms_of = [torch._foreach_norm(grads) if grads else () for grads in grads_of]
+        norms = [norm for norms in norms_of for norm in norms]
+        if norms and not torch.stack(norms).isfinite().all():
+            raise GradientError("the norm of a gradient is not finite")
+        for group, grads, norms in zip(self.param_groups, grads_of, norms_of, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             rate = group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
             group["step"] += 1
@@ -61,8 +74,7 @@ class BertAdam(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p] = {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
             beta1, beta2 = group["betas"]
-            grads = [p.grad for p in params]
-            _clip_each(grads, group["max_grad_norm"])
+            _clip_each(grads, norms, group["max_grad_norm"])
             torch._fused_adamw_(
                 params,
                 grads,
@@ -80,12 +92,11 @@ class BertAdam(torch.optim.Optimizer):
             )
 
 
-def _clip_each(grads: list[torch.Tensor], max_norm: float) -> None:
+def _clip_each(grads: list[torch.Tensor], norms: Sequence[torch.Tensor], max_norm: float) -> None:
     """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one."""
     if not math.isfinite(max_norm):
         return
-    factors = torch._foreach_norm(grads)
-    torch._foreach_add_(factors, 1e-6)
+    factors = torch._foreach_add(norms, 1e-6)
     torch._foreach_reciprocal_(factors)
     torch._foreach_mul_(factors, max_norm)
     torch._foreach_clamp_max_(factors, 1.0)

@@ -52,7 +52,7 @@ def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
                 main()
         except SystemExit as done:  # argparse has spoken in process 0, or torchrun ends this one
             if done.code and rank() > 0:
-                _end_after_the_first()
+                _end_after_the_first(done.code)
             raise
         except BaseException:
             if not _is_first_error(store):
@@ -71,10 +71,10 @@ def _is_first_error(store: "dist.Store") -> bool:
         return False
 
 
-def _end_after_the_first() -> None:
+def _end_after_the_first(status: int = 2) -> None:
     """Leaves the process that spoke the time to do so; torchrun ends all others as soon as one has ended."""
     time.sleep(1)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -139,6 +139,17 @@ def all_sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             bucket, numbers = [], 0
 
 
+def all_gathered(value: object) -> list:
+    """The values of all processes, by their numbers. Raises ProcessError where one is gone."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ProcessError(f"another process has ended or cannot be reached ({error})") from error
+    return values
+
+
 def costs(count: int, unit: str, seconds: float, device: torch.device) -> list[str]:
     """What each of several processes did in so many seconds, a line a process; none where there is one.
 
@@ -157,6 +168,4 @@ def costs(count: int, unit: str, seconds: float, device: torch.device) -> list[s
         f"{time.process_time():.1f} s of processor time since its start, at most {peak / 1e9:.2f} GB, "
         f"{device_name(device)}"
     )
-    lines = [""] * world_size()
-    dist.all_gather_object(lines, line)
-    return lines
+    return all_gathered(line)

@@ -228,7 +228,7 @@ def test_the_output_directory_holds_the_student_its_losses_and_the_log(inputs: P
     done = run_main("distill.py", *arguments(inputs, tmp_path / "deep" / "out"))
     assert done.status == 0
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
-    assert set(os.listdir(tmp_path / "deep" / "out")) == names | {"train_loss.jsonl", "distill.log"}
+    assert set(os.listdir(tmp_path / "deep" / "out")) == names | {"train_loss.jsonl", "distill.log", "training.json"}
     log = (tmp_path / "deep" / "out" / "distill.log").read_text()
     assert "learning_rate=5e-05" in log
     assert "update 2 of 2" in log
@@ -732,7 +732,8 @@ def test_a_training_that_diverges_leaves_no_model(inputs: Path, tmp_path: Path) 
     more = ["--learning_rate", "1e38", "--num_train_epochs", 5]
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 2
-    assert "the loss is not finite at update" in done.stderr.splitlines()[-1]
+    assert "error: update 3: loss, cls_loss, att_loss" in done.stderr.splitlines()[-1]
+    assert "the examples e6, e5, e0, e4, e7, e3, e1, e2" in done.stderr.splitlines()[-1]
     assert not {"config.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
     assert not list(tmp_path.rglob(".*"))
 

@@ -133,7 +133,7 @@ def test_ids_are_found_in_every_block(tmp_path: Path, monkeypatch: pytest.Monkey
         small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 5)
         write_features(tmp_path / "f", HEADER, (Example(f"e {i}", [2, i, 3], 2, 1) for i in range(13)))
     features = Features(tmp_path / "f")
-    assert [features.example_id(i) for i in range(13)] == [f"e {i}" for i in range(13)]
+    assert features.example_ids([12, 0, 4, 5, 4]) == ["e 12", "e 0", "e 4", "e 5", "e 4"]
     assert features.batch(range(13))["input_ids"][:, 1].tolist() == list(range(13))
 
 
@@ -151,7 +151,7 @@ def test_features_stay_what_they_were_when_the_file_is_replaced(tmp_path: Path) 
     features = Features(tmp_path / "f")
     write_features(tmp_path / "f", HEADER, [Example("other", [2, 3, 3], 2, 0)])
     assert features.batch([0])["input_ids"].tolist() == [EXAMPLES[0].input_ids]
-    assert features.example_id(2) == "q3#D1_2"
+    assert features.example_ids([2]) == ["q3#D1_2"]
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
@@ -34,6 +35,7 @@ from formats.features import Example, FeaturesHeader, write_features
 from modeling import processes
 from modeling.checkpoint import load_ranker
 from modeling.device import DeviceError
+from modeling.optimization import BertAdam
 from modeling.vocabulary import vocabulary_sha256
 
 EXAMPLES, PASSAGES = 8, 23
@@ -176,6 +178,30 @@ def test_each_process_draws_its_own_dropout(inputs: Path, tmp_path: Path, pool: 
     assert abs(alone[0] / alone[1] - 1) > 0.01
 
 
+make_update = BertAdam.step
+
+
+def update_and_be_stopped(optimizer: BertAdam, closure: None = None) -> None:
+    if optimizer.param_groups[0]["step"] == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    make_update(optimizer, closure)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_update(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+    write_published(tmp_path / "noisy", STUDENT, student_weights(), hidden_dropout_prob=0.5)
+    more = ["--general_student_model", tmp_path / "noisy", "--num_train_epochs", 6, "--train_loss_step", 5]
+    whole = run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "all", *more))
+    assert [done.status for done in whole] == [0, 0]
+    arguments = distil_arguments(inputs, tmp_path / "out", *more)
+    stopped = {}, {"modeling.optimization.BertAdam.step": update_and_be_stopped}
+    assert [done.status for done in run_two(pool, "distill.py", *arguments, replaced=stopped)] == [75, 75]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert run_main("distill.py", *arguments, "--resume").stderr.count("num_processes (2 there, 1 here)") == 1
+    assert [done.status for done in run_two(pool, "distill.py", *arguments, "--resume")] == [0, 0]
+    for name in ("model.safetensors", "train_loss.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
 def assert_one_error(done: list[Finished], says: str) -> int:
     """One of the processes says so, and all end with status 2; returns which said it."""
     assert [one.status for one in done] == [2, 2]
@@ -197,8 +223,8 @@ def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> No
     distil_refused("--fp16", "--fp16_backend", "apex", says="--fp16_backend: apex works in one process alone")
     distil_refused("--teacher_model", tmp_path / "none", says="is not a directory")
     assert os.listdir(tmp_path) == []
-    distil_refused("--learning_rate", 1e38, says="the loss is not finite at update 3")
-    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl"]
+    distil_refused("--learning_rate", 1e38, says="update 3: loss, cls_loss, att_loss")
+    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl", "training.json"]
     no_directory = rerank_arguments(inputs, tmp_path / "none" / "scores")
     assert_one_error(run_two(pool, "rerank.py", *no_directory), "--output_scores_file: the directory")
 
@@ -213,7 +239,7 @@ def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Po
         done = run_two(pool, script, *arguments, replaced=replaced)
         assert assert_one_error(done, "out of memory; ") == failing
     assert os.listdir(tmp_path) == ["out"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl", "training.json"]
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

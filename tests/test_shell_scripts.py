@@ -88,6 +88,24 @@ def test_distil_then_rerank(variables: dict[str, str]) -> None:
             assert re.fullmatch(rf"{name} +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
 
 
+def test_a_training_that_was_stopped_goes_on_by_itself(variables: dict[str, str], tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    own = variables | {"output_student_dir": str(student), "save_model_step": "1", "distill_model_type": "hard"}
+    assert bash("distill.sh", own).returncode == 0
+    weights = (student / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in student.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    # as if killed after the second of three updates
+    (student / "config.json").unlink()
+    (student / "model.safetensors").unlink()
+    (student / "training.json").write_text((student / "training.json").read_text().replace("true", "false"))
+    done = bash("distill.sh", own, learning_rate="1e-3")
+    assert done.returncode == 2 and "--learning_rate (0.0001 there, 0.001 here)" in done.stderr
+    done = bash("distill.sh", own)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {student}/checkpoint-2" in done.stderr
+    assert (student / "model.safetensors").read_bytes() == weights
+
+
 def test_pairs_that_are_newer_are_tokenized_again(variables: dict[str, str], tmp_path: Path) -> None:
     features, pairs = tmp_path / "train.19.features", tmp_path / "train.tsv"
     for count in (4, 8):

@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import os
+import resource
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -214,6 +216,40 @@ def run_main(script: str, *args: object) -> Finished:
         root_logger.handlers[:] = handlers
         root_logger.setLevel(level)
     return Finished(status, stdout.getvalue(), stderr.getvalue())
+
+
+def run_forked(
+    directory: Path, script: str, *args: object, prepare: Callable[[], object] = lambda: None, threads: int = 1
+) -> Finished:
+    """As `run_main`, in a child process that `prepare` may harm: with signals, limits, or functions that fail.
+
+    A child that was killed has the status -SIGNAL. Its output goes through files in `directory`.
+    """
+    paths = directory / ".stdout", directory / ".stderr"
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            for number, path in enumerate(paths, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.__stderr__ = io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
+            torch.set_num_threads(threads)
+            prepare()
+            done = run_main(script, *args)
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # what `prepare` may have lowered
+            os.write(1, done.stdout.encode())
+            os.write(2, done.stderr.encode())
+            status = done.status
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    stdout, stderr = (path.read_text() for path in paths)
+    for path in paths:
+        path.unlink()
+    return Finished(os.waitstatus_to_exitcode(ended), stdout, stderr)
 
 
 def assert_refused(done: Finished, *parts: str) -> None:

@@ -42,5 +42,5 @@ if [[ ! -e $teacher/config.json ]]; then
     "$python" distill.py --distill_model hard --features_file "$features_file" --general_student_model "$encoder" \
         --output_student_dir "$teacher" --train_batch_size "$teacher_batch_size" \
         --learning_rate "$teacher_learning_rate" --num_train_epochs "$teacher_epochs" --train_loss_step 20 \
-        --device "$device" --precision "$precision" --overwrite
+        --device "$device" --precision "$precision" --resume
 fi

@@ -1,0 +1,46 @@
+"""`SHA256SUMS`: the SHA-256 of every other file of a directory, in the layout that `sha256sum -c` checks."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from formats.files import InputError
+
+FILE_NAME = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the file for all that the directory holds now."""
+    lines = [f"{_sha256(directory / name)}  {name}\n" for name in _file_names(directory)]
+    directory.joinpath(FILE_NAME).write_bytes("".join(lines).encode("utf-8"))
+
+
+def check_checksums(directory: Path) -> None:
+    """Raises InputError, naming the file, where one is missing, was added, or is not what it was."""
+    path = directory / FILE_NAME
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{directory} has no {FILE_NAME}, so it is not complete") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged") from None
+    sums = {name: digest for digest, name in _LINE.findall(text)}
+    if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
+        raise InputError(f"{path} is damaged")
+    if sorted(sums) != _file_names(directory):
+        different = min(set(sums) ^ set(_file_names(directory)))
+        raise InputError(f"{directory / different} is {'missing' if different in sums else f'not in {FILE_NAME}'}")
+    for name, digest in sums.items():
+        if _sha256(directory / name) != digest:
+            raise InputError(f"{directory / name} is damaged: its SHA-256 is not that of {FILE_NAME}")
+
+
+def _file_names(directory: Path) -> list[str]:
+    return sorted(set(os.listdir(directory)) - {FILE_NAME})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,672 @@
+"""A distillation that is stopped, killed or broken goes on to the same bytes, or says why it cannot."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from tiny import (
+    STUDENT,
+    TEACHER,
+    Finished,
+    assert_refused,
+    run_forked,
+    run_main,
+    run_script,
+    student_weights,
+    teacher_weights,
+    write_published,
+    write_tiny_features,
+    write_transformers,
+)
+
+import modeling.losses
+from formats.checksums import check_checksums
+from formats.files import InputError
+from modeling.checkpoint import load_ranker
+from modeling.optimization import BertAdam
+
+STOPPED = 75
+UPDATES = 10  # two epochs of 5
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("inputs")
+    write_published(directory / "teacher", TEACHER, teacher_weights())
+    write_transformers(directory / "general", STUDENT, student_weights(), **DROPOUT)
+    write_tiny_features(directory / "features", count=21)  # 5 batches of 4, and one example over
+    return directory
+
+
+def arguments(inputs: Path, output: Path, *more: object) -> list[object]:
+    flags = ["--features_file", inputs / "features", "--general_student_model", inputs / "general", "--device", "cpu"]
+    flags += ["--output_student_dir", output, "--train_batch_size", 4, "--num_train_epochs", 2, "--train_loss_step", 3]
+    flags += ["--learning_rate", 1e-2, "--save_model_step", 2]
+    flags += [] if "hard" in more else ["--teacher_model", inputs / "teacher"]
+    return [*flags, *([] if {"hard", "intermediate"} & set(more) else ["--no_teacher_check"]), *more]
+
+
+def distil(inputs: Path, output: Path, *more: object) -> None:
+    done = run_main("distill.py", *arguments(inputs, output, *more))
+    assert done.status == 0, done
+
+
+def at_update(count: int, act: Callable[[], object]) -> Callable[[], None]:
+    """Something that happens in the middle of update `count`, counted from 1 since the process began."""
+
+    def prepare() -> None:
+        step, made = BertAdam.step, 0
+
+        def watched(self, closure=None) -> None:
+            nonlocal made
+            made += 1
+            if made == count:
+                act()
+            step(self, closure)
+
+        BertAdam.step = watched
+
+    return prepare
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def result(output: Path) -> dict[str, bytes]:
+    """All that a run leaves but its log: student, losses, and each checkpoint with the optimiser's state."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and path.name != "distill.log"
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    distil(inputs, output)
+    assert {path.name for path in output.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 4, 6, 8)}
+    return result(output)
+
+
+# Going on.
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_update_and_saves_it(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], stop: int, number: int
+) -> None:
+    output = tmp_path / "out"
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_update(stop, send(number)))
+    assert done.status == STOPPED, done
+    assert f"{signal.Signals(number).name}: finishing the update" in done.stderr
+    assert f"stopped by a signal after update {stop}; --resume goes on" in done.stderr
+    check_checksums(output / f"checkpoint-{stop}")
+    assert not (output / "config.json").exists()
+    assert not (output / ".lock").exists()
+    distil(inputs, output, "--resume")
+    assert f"resuming from {output / f'checkpoint-{stop}'}" in (output / "distill.log").read_text()
+    ended = result(output)
+    for name in set(ended) - set(uninterrupted):
+        assert name.startswith(f"checkpoint-{stop}/")  # the only ones more
+    assert {name: ended[name] for name in uninterrupted} == uninterrupted
+
+
+def test_a_signal_in_the_last_update_is_too_late_to_stop(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    prepare = at_update(UPDATES, send(signal.SIGTERM))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=prepare)
+    assert done.status == 0, done
+    assert result(tmp_path / "out") == uninterrupted
+
+
+@pytest.mark.parametrize("kill", [1, 2, 5, 6, 8])
+def test_after_sigkill_in_an_update(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], kill: int) -> None:
+    output = tmp_path / "out"
+    prepare = at_update(kill, send(signal.SIGKILL))
+    assert run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=prepare).status == -signal.SIGKILL
+    prepare_again = at_update(1, send(signal.SIGKILL))
+    # and once more, on the way: before the first checkpoint the beginning is where it goes on
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare_again)
+    assert done.status == -signal.SIGKILL
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+
+
+def fail_at(count: int, act: Callable[[], object]) -> Callable[[], None]:
+    """Something that happens before call `count` of those that a save of checkpoint-4 makes to the file system."""
+
+    def prepare() -> None:
+        calls = 0
+
+        def watched(function: Callable) -> Callable:
+            def call(*args, **kwargs):
+                nonlocal calls
+                if any("checkpoint-4" in str(arg) for arg in args):
+                    calls += 1
+                    if calls == count:
+                        act()
+                return function(*args, **kwargs)
+
+            return call
+
+        for name in ("open", "rename", "mkdir"):
+            setattr(os, name, watched(getattr(os, name)))
+        for name in ("write_bytes", "write_text"):
+            setattr(Path, name, watched(getattr(Path, name)))
+        shutil.copyfile = watched(shutil.copyfile)
+
+    return prepare
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 6, 8, 9, 12, 15, 17, 18])
+def test_after_sigkill_inside_a_save(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], call: int) -> None:
+    output = tmp_path / "out"
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=fail_at(call, send(signal.SIGKILL)))
+    assert done.status == -signal.SIGKILL
+    assert {path.name for path in output.glob("checkpoint-*")} <= {"checkpoint-2", "checkpoint-4"}
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+    assert not list(output.rglob(".*"))
+
+
+def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    generator = random.Random(1)
+    output = tmp_path / "out"
+    killed = finished = 0
+
+    def kill_later(seconds: float) -> Callable[[], None]:
+        def prepare() -> None:
+            target = os.getpid()
+            if os.fork() == 0:
+                time.sleep(seconds)
+                if os.getppid() == target:
+                    os.kill(target, signal.SIGKILL)
+                os._exit(0)
+
+        return prepare
+
+    # each time from the beginning, or from where the last one was killed, until it has come to the end
+    while killed < 50 or not finished:
+        prepare = kill_later(generator.uniform(0.01, 0.3))
+        status = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare).status
+        assert status in (0, -signal.SIGKILL)
+        killed += status != 0
+        if status == 0:
+            assert result(output) == uninterrupted
+            shutil.rmtree(output)
+            finished += 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--distill_model", "hard"],
+        ["--distill_model", "intermediate"],
+        ["--distill_model", "standard", "--alpha", 0.3, "--gradient_accumulation_steps", 2],
+        ["--precision", "bf16", "--teacher_dropout"],
+        ["--ignore_padding", "--att_weight", 0.5, "--temperature", 2],
+    ],
+    ids=lambda more: " ".join(map(str, more)),
+)
+def test_every_method_goes_on_exactly(inputs: Path, tmp_path: Path, more: list[object]) -> None:
+    distil(inputs, tmp_path / "whole", *more)
+    output = tmp_path / "out"
+    prepare = at_update(4, send(signal.SIGTERM))
+    assert run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare).status == STOPPED
+    distil(inputs, output, "--resume", *more)
+    assert result(output) == result(tmp_path / "whole")
+
+
+def test_two_threads_go_on_exactly(inputs: Path, tmp_path: Path) -> None:
+    def run(name: str, *more: object, **settings) -> Finished:
+        return run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / name, *more), threads=2, **settings)
+
+    assert run("whole").status == 0
+    assert "(2 threads)" in (tmp_path / "whole" / "distill.log").read_text()
+    assert run("out", prepare=at_update(7, send(signal.SIGKILL))).status == -signal.SIGKILL
+    assert run("out", "--resume").status == 0
+    assert result(tmp_path / "out") == result(tmp_path / "whole")
+
+
+def test_another_number_of_threads_is_told(inputs: Path, tmp_path: Path) -> None:
+    stop_early(inputs, tmp_path)
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out", "--resume"), threads=2)
+    assert done.status == 0
+    assert "so far the run was on" in done.stderr
+    assert "rounding may differ" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gpu_goes_on_exactly(inputs: Path, tmp_path: Path, precision: str) -> None:
+    more = ["--device", "cuda", "--deterministic", "--precision", precision]
+    done = run_script("distill.py", *arguments(inputs, tmp_path / "whole", *more))
+    assert done.status == 0, done
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    for name in ("training.json", "config.json", "model.safetensors"):
+        tmp_path.joinpath("out", name).unlink()
+    tmp_path.joinpath("out", "training.json").write_text("{}")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "out" / f"checkpoint-{step}")
+    done = run_script("distill.py", *arguments(inputs, tmp_path / "out", "--resume", *more))
+    assert done.status == 0, done
+    assert result(tmp_path / "out") == result(tmp_path / "whole")
+
+
+def stop_early(inputs: Path, directory: Path, after: int = 5, *more: object) -> Path:
+    """A run that was stopped after update 5, with checkpoints 2, 4 and 5."""
+    output = directory / "out"
+    prepare = at_update(after, send(signal.SIGTERM))
+    assert run_forked(directory, "distill.py", *arguments(inputs, output, *more), prepare=prepare).status == STOPPED
+    return output
+
+
+def test_without_a_run_or_a_checkpoint_it_begins(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    distil(inputs, tmp_path / "new", "--resume")
+    assert result(tmp_path / "new") == uninterrupted
+    output = tmp_path / "out"
+    prepare = at_update(1, send(signal.SIGKILL))
+    run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=prepare)
+    assert not list(output.glob("checkpoint-*"))
+    # nothing is lost, so other settings are as good
+    distil(inputs, output, "--resume", "--distill_model", "standard")
+
+
+def test_a_finished_run_says_so_and_stays(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    distil(inputs, tmp_path / "out")
+    log = (tmp_path / "out" / "distill.log").read_bytes()
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--resume"))
+    assert (done.status, done.stderr) == (0, "")
+    assert "is finished, there is nothing to resume" in done.stdout
+    assert result(tmp_path / "out") == uninterrupted
+    assert (tmp_path / "out" / "distill.log").read_bytes() == log
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--resume", "--seed", 43))
+    assert_refused(done, "--resume", "differs in --seed (42 there, 43 here)")
+
+
+def test_a_run_that_replaces_another_goes_on(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    output = tmp_path / "out"
+    distil(inputs, output, "--seed", 43, "--save_model_step", 3)
+    for kill in (1, 5):
+        more = ["--overwrite"] if kill == 1 else ["--resume"]
+        prepare = at_update(kill, send(signal.SIGKILL))
+        done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
+        assert done.status == -signal.SIGKILL
+        load_ranker(output)  # the earlier student is there until the new one is finished
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+
+
+def test_without_resume_an_unfinished_run_is_kept(inputs: Path, tmp_path: Path) -> None:
+    output = stop_early(inputs, tmp_path)
+    before = result(output)
+    done = run_main("distill.py", *arguments(inputs, output))
+    assert_refused(
+        done, "holds checkpoint-2 of an earlier run", "--resume to go on with it", "--overwrite to replace it"
+    )
+    assert result(output) == before
+    done = run_main("distill.py", *arguments(inputs, output, "--resume", "--overwrite"))
+    assert_refused(done, "--resume", "--overwrite")
+    assert result(output) == before
+
+
+def test_only_the_newest_checkpoints_are_kept(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    distil(inputs, tmp_path / "out", "--keep_checkpoints", 2)
+    kept = {
+        name: content
+        for name, content in uninterrupted.items()
+        if not name.startswith(("checkpoint-2/", "checkpoint-4/"))
+    }
+    assert result(tmp_path / "out") == kept
+    output = stop_early(inputs, tmp_path, 5, "--overwrite", "--keep_checkpoints", 1)
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+# What a run does not go on with.
+
+
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        (["--learning_rate", 1e-3], "--learning_rate (0.01 there, 0.001 here)"),
+        (["--distill_model", "standard"], "--distill_model (simplified there, standard here)"),
+        (["--num_train_epochs", 3], "--num_train_epochs (2 there, 3 here)"),
+        (["--train_batch_size", 2], "--train_batch_size (4 there, 2 here)"),
+        (["--train_loss_step", 1], "--train_loss_step (3 there, 1 here)"),
+        (["--pooled_activation", "relu"], "--pooled_activation (none there, relu here)"),
+        (["--layer_map", "1,2,3"], "--layer_map ([0, 2, 4, 6] there, [0, 1, 2, 3] here)"),
+        (["--precision", "bf16"], "--precision (fp32 there, bf16 here)"),
+        (["--weight_decay", 0], "--weight_decay (0.01 there, 0.0 here)"),
+        (["--seed", 1], "--seed (42 there, 1 here)"),
+    ],
+)
+def test_other_settings_are_refused_and_named(
+    inputs: Path, tmp_path: Path, more: list[object], difference: str
+) -> None:
+    output = stop_early(inputs, tmp_path)
+    before = result(output)
+    done = run_main("distill.py", *arguments(inputs, output, "--resume", *more))
+    assert_refused(done, "--resume", str(output), difference)
+    assert result(output) == before
+
+
+def test_other_data_and_models_are_refused_and_named_but_not_other_places(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    output = stop_early(inputs, tmp_path)
+    before = result(output)
+    write_tiny_features(tmp_path / "features", count=21, seed=1)
+    weights = teacher_weights()
+    weights["bert.encoder.layer.5.output.dense.bias"][3] += 1e-3
+    write_published(tmp_path / "teacher", TEACHER, weights)
+    write_transformers(tmp_path / "general", STUDENT, student_weights())  # without dropout
+    for flag, name in (
+        ("--features_file", "features"),
+        ("--teacher_model", "teacher"),
+        ("--general_student_model", "general"),
+    ):
+        done = run_main("distill.py", *arguments(inputs, output, "--resume", flag, tmp_path / name))
+        assert_refused(done, f"differs in {flag} (other content);")
+    assert result(output) == before
+    moved = tmp_path / "moved"
+    shutil.copytree(inputs, moved)
+    # the same teacher in another layout
+    shutil.rmtree(moved / "teacher")
+    write_transformers(moved / "teacher", TEACHER, teacher_weights())
+    done = run_main("distill.py", *arguments(moved, output, "--resume", "--save_model_step", 4, "--layer_map", "2,4,6"))
+    assert done.status == 0, done
+    assert result(output)["model.safetensors"] == uninterrupted["model.safetensors"]
+
+
+def test_a_second_run_into_a_directory_is_refused(inputs: Path, tmp_path: Path) -> None:
+    output = stop_early(inputs, tmp_path)
+    before = result(output)
+    with open(output / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for more in (["--resume"], ["--overwrite"], []):
+            done = run_main("distill.py", *arguments(inputs, output, *more))
+            assert_refused(done, "--output_student_dir", "another run is writing into", str(output))
+    assert {name: content for name, content in result(output).items() if name != ".lock"} == before
+    distil(inputs, output, "--resume")  # a lock that nobody holds is none
+
+
+def test_a_run_holds_its_directory_while_it_trains(inputs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def second() -> None:
+        with open(output / ".lock", "rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_update(3, second))
+    assert done.status == 0, done
+
+
+# Damage.
+
+
+def damaged(checkpoint: Path) -> bool:
+    try:
+        check_checksums(checkpoint)
+    except InputError as error:
+        assert str(checkpoint) in str(error)
+        return True
+    return False
+
+
+def test_a_checkpoint_with_any_bit_flipped_or_any_part_cut_off_is_refused(inputs: Path, tmp_path: Path) -> None:
+    checkpoint = stop_early(inputs, tmp_path) / "checkpoint-4"
+    assert not damaged(checkpoint)
+    generator = random.Random(2)
+    files = sorted(checkpoint.iterdir())
+    assert len(files) == 8
+    sizes = [file.stat().st_size for file in files]
+
+    def with_content(file: Path, content: bytes) -> bool:
+        before = file.read_bytes()
+        file.write_bytes(content)
+        found = damaged(checkpoint)
+        file.write_bytes(before)
+        return found
+
+    # half of the faults anywhere, half in the file of hashes, which no hash guards
+    for place in range(1000):
+        file = generator.choices(files, sizes)[0] if place % 2 else checkpoint / "SHA256SUMS"
+        content = bytearray(file.read_bytes())
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        assert with_content(file, bytes(content)), file
+    for place in range(200):
+        file = generator.choice(files) if place % 2 else checkpoint / "SHA256SUMS"
+        content = file.read_bytes()
+        if content:  # there may be no line of losses yet
+            assert with_content(file, content[: generator.randrange(len(content))]), file
+    assert not damaged(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.safetensors", "train_loss.jsonl", "SHA256SUMS"])
+@pytest.mark.parametrize("fault", ["flipped", "cut", "missing"])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], name: str, fault: str
+) -> None:
+    output = stop_early(inputs, tmp_path, 6)
+    path = output / "checkpoint-6" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] if fault == "cut" else content[:-1] + bytes([content[-1] ^ 4]))
+    if fault == "missing":
+        path.unlink()
+    done = run_main("distill.py", *arguments(inputs, output, "--resume"))
+    assert done.status == 0, done
+    log = (output / "distill.log").read_text()
+    assert f"{output / 'checkpoint-6'}" in log
+    assert "going on from an earlier checkpoint" in log
+    assert f"resuming from {output / 'checkpoint-4'}" in log
+    assert result(output) == uninterrupted
+
+
+def test_checkpoints_that_are_all_damaged_leave_the_beginning(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    output = stop_early(inputs, tmp_path, 4)
+    for checkpoint in output.glob("checkpoint-*"):
+        (checkpoint / "model.safetensors").write_bytes(b"")
+    done = run_main("distill.py", *arguments(inputs, output, "--resume"))
+    assert done.status == 0, done
+    assert "resuming from the beginning" in done.stderr
+    assert result(output) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"finished": 1}', b"\xff", b'{"finished": true, "settings": 3}']
+)
+def test_a_damaged_training_json_loses_nothing(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], content: bytes
+) -> None:
+    output = stop_early(inputs, tmp_path, 4)
+    (output / "training.json").write_bytes(content)
+    distil(inputs, output, "--resume")
+    assert "resuming from" in (output / "distill.log").read_text()
+    assert result(output) == uninterrupted
+
+
+# A disk that fails.
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 8, 9, 15, 18])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+def test_an_error_while_a_checkpoint_is_saved(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], call: int, number: int
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    output = tmp_path / "out"
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=fail_at(call, fail))
+    assert done.status == 2, done
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"distill.py: error: {output / 'checkpoint-4'}"), last
+    assert os.strerror(number) in last
+    assert ".partial" not in last
+    assert "Traceback" not in done.stderr
+    check_checksums(output / "checkpoint-2")
+    load_ranker(output / "checkpoint-2")
+    assert not (output / "checkpoint-4").exists() or call == 18  # all of it was there before the last sync
+    assert not list(output.rglob(".*"))
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.safetensors"])
+def test_a_limit_on_the_size_of_files(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], name: str) -> None:
+    output = tmp_path / "out"
+    size = len(uninterrupted[f"checkpoint-4/{name}"])
+    limit = at_update(3, lambda: limit_files(size - 1))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=limit)
+    assert done.status == 2, done
+    assert (
+        done.stderr.splitlines()[-1] == f"distill.py: error: {output / 'checkpoint-4'}: while writing: File too large"
+    )
+    check_checksums(output / "checkpoint-2")
+    assert not (output / "checkpoint-4").exists()
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+
+
+def test_losses_that_cannot_be_written(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    output = tmp_path / "out"
+
+    def limit() -> None:
+        limit_files((output / "train_loss.jsonl").stat().st_size + 20)
+
+    more = ["--save_model_step", 3]
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=at_update(5, limit))
+    assert done.status == 2, done
+    assert done.stderr.splitlines()[-1].startswith(f"distill.py: error: {output / 'train_loss.jsonl'}: while writing: ")
+    assert "Traceback" not in done.stderr
+    distil(inputs, output, "--resume", *more)
+    assert result(output)["train_loss.jsonl"] == uninterrupted["train_loss.jsonl"]
+    assert result(output)["model.safetensors"] == uninterrupted["model.safetensors"]
+
+
+# What is not finite.
+
+
+def with_loss(name: str, change: Callable[[torch.Tensor], torch.Tensor], first: int, last: int | None = None):
+    """One of the losses, changed from its call number `first` to `last`."""
+    original, calls = getattr(modeling.losses, name), 0
+
+    def changed(*args, **kwargs) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = original(*args, **kwargs)
+        return change(loss) if first <= calls <= (last or first) else loss
+
+    return mock.patch.object(modeling.losses, name, changed)
+
+
+def without_finite_gradient(loss: torch.Tensor) -> torch.Tensor:
+    return loss + torch.sqrt(0.0 * loss)  # whose derivative is 0 / 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["attention_loss", "hidden_states_loss", "soft_label_loss", "hard_label_loss"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], name: str, value: float
+) -> None:
+    output = tmp_path / "out"
+    with with_loss(name, lambda loss: loss * 0 + value, first=5):
+        done = run_main("distill.py", *arguments(inputs, output, "--save_model_step", 4))
+    assert done.status == 2
+    term = {"attention_loss": "att", "hidden_states_loss": "rep", "soft_label_loss": "soft", "hard_label_loss": "hard"}
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("distill.py: error: update 5: loss, ")
+    assert f"{term[name]}_loss not finite" in last or f"{term[name]}_loss, " in last
+    assert "the examples e" in last
+    assert len(set(last.rpartition("the examples ")[2].split(", "))) == 4
+    assert not (output / "config.json").exists()
+    distil(inputs, output, "--resume", "--save_model_step", 4)
+    assert result(output)["model.safetensors"] == uninterrupted["model.safetensors"]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(inputs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with with_loss("hard_label_loss", without_finite_gradient, first=UPDATES):  # the last: no later loss would tell
+        done = run_main("distill.py", *arguments(inputs, output))
+    assert done.status == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"distill.py: error: update {UPDATES}: the norm of a gradient is not finite")
+    assert not (output / "config.json").exists()
+
+
+def test_a_teacher_that_overflows_stops_the_run(inputs: Path, tmp_path: Path) -> None:
+    weights = teacher_weights()
+    weights["bert.encoder.layer.0.output.dense.weight"] *= 1e37
+    write_published(tmp_path / "teacher", TEACHER, weights)
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--teacher_model", tmp_path / "teacher"))
+    assert done.status == 2
+    assert "error: update 1: loss, " in done.stderr.splitlines()[-1]
+    assert "look at the teacher and the examples e" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def float16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no GPU, float16 still computes: slowly, and with the same scaler."""
+    monkeypatch.setattr("modeling.device.choose_precision", lambda *_: "fp16")
+
+
+@pytest.mark.parametrize("fault", [lambda loss: loss * float("inf"), without_finite_gradient], ids=["loss", "gradient"])
+def test_in_float16_an_update_that_overflows_is_skipped_and_counted(
+    inputs: Path, tmp_path: Path, float16_on_a_cpu: None, fault: Callable
+) -> None:
+    more = ["--distill_model", "hard", "--train_loss_step", 1]
+    with with_loss("hard_label_loss", fault, first=3, last=4):
+        done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert done.status == 0, done
+    assert f"2 of {UPDATES} updates skipped" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "train_loss.jsonl").read_text().splitlines()]
+    assert lines[3]["learning_rate"] == lines[2]["learning_rate"] == lines[4]["learning_rate"]
+    assert lines[5]["learning_rate"] != lines[4]["learning_rate"]
+    assert [line["loss"] is None for line in lines] == [
+        number in (3, 4) and fault is not without_finite_gradient for number in range(1, UPDATES + 1)
+    ]
+
+
+def test_in_float16_the_scaler_goes_on_exactly(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
+    more = ["--distill_model", "hard"]
+    with with_loss("hard_label_loss", without_finite_gradient, first=2, last=3):
+        distil(inputs, tmp_path / "whole", *more)
+    output = tmp_path / "out"
+    with with_loss("hard_label_loss", without_finite_gradient, first=2, last=3):
+        prepare = at_update(2, send(signal.SIGTERM))  # the third try, as two were skipped
+        done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
+    assert done.status == STOPPED
+    distil(inputs, output, "--resume", *more)
+    assert result(output) == result(tmp_path / "whole")
+
+
+def test_in_float16_a_run_that_skips_every_update_stops(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
+    more = ["--distill_model", "hard", "--num_train_epochs", 30, "--save_model_step", 0]
+    with with_loss("hard_label_loss", lambda loss: loss * float("nan"), first=11, last=1000):
+        done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert done.status == 2
+    assert "error: update 110: a loss or a gradient was not finite in float16, 100 times" in done.stderr
+    assert not (tmp_path / "out" / "config.json").exists()
