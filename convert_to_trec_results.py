@@ -8,15 +8,16 @@ from functools import partial
 
 from tqdm import tqdm
 
-from formats.files import InputError, refuse_existing, run_script
-from formats.scores import read_scores, split_passage_id
+from formats.files import InputError, OnMalformed, RejectedLines, refuse_existing, refuse_line, run_script
+from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import write_run
 
 DESCRIPTION = """Makes one score per document out of its passages' scores and ranks the documents of each query.
 Reads lines `query_id, passage_id, score` (tab-separated; passage_id is doc_id, "_" and the passage's number, such as
 D12_3 or D12_passage-3) and writes a TREC run, `query_id Q0 doc_id rank score run_name`, in trec_eval's order: score,
-then document id, both descending. Call: python convert_to_trec_results.py --scores_file scores.tsv
---output_results_file run.txt --aggregation MaxP"""
+then document id, both descending. A line that does not fit is an error that names it; with --skip_malformed it is left
+out, and listed with the reason in OUTPUT_RESULTS_FILE.rejected.tsv. Call:
+python convert_to_trec_results.py --scores_file scores.tsv --output_results_file run.txt --aggregation MaxP"""
 
 
 def max_p(scores: list[float]) -> float:
@@ -66,26 +67,31 @@ def aggregation_function(name: str) -> Callable[[list[float]], float]:
     )
 
 
-def read_documents(scores_file: str, first_only: bool) -> tuple[dict[str, dict[str, list[float]]], int]:
+def read_documents(
+    scores_file: str, first_only: bool, on_malformed: OnMalformed | None = None
+) -> tuple[dict[str, dict[str, list[float]]], int]:
     """Reads `{query_id: {doc_id: passage scores}}`, all in order of appearance, and the number of passages.
 
     Where `first_only`, each list holds passage number 0 alone. Raises InputError for a passage id without document or
-    number, and for a document that then has no passage 0, or two.
+    number and for a second passage 0, or hands such lines to `on_malformed`; and for a document that has no passage 0.
     """
     documents: dict[str, dict[str, list[float]]] = {}
     count = 0
-    for count, row in enumerate(tqdm(read_scores(scores_file), unit=" passages", disable=None), start=1):
+    for number, row in tqdm(read_numbered_scores(scores_file, on_malformed), unit=" passages", disable=None):
         try:
             doc_id, passage_number = split_passage_id(row.passage_id)
+            scores = documents.get(row.query_id, {}).get(doc_id, [])
+            if first_only and passage_number == 0 and scores:
+                raise ValueError(f"document {doc_id} has a passage 0 already")
         except ValueError as error:
-            raise InputError(f"{scores_file} line {count}: {error}") from None
-        scores = documents.setdefault(row.query_id, {}).setdefault(doc_id, [])
-        if not first_only:
+            refuse_line(scores_file, number, str(error), on_malformed)
+            continue
+        count += 1
+        documents.setdefault(row.query_id, {}).setdefault(doc_id, scores)
+        if not first_only or passage_number == 0:
             scores.append(row.score)
-        elif passage_number == 0:
-            if scores:
-                raise InputError(f"{scores_file} line {count}: document {doc_id} has a passage 0 already")
-            scores.append(row.score)
+    if not documents:
+        raise InputError(f"{scores_file} has no usable line")
     for query_id, scores_of in documents.items():
         for doc_id, scores in scores_of.items():
             if not scores:
@@ -108,6 +114,7 @@ def parse_args() -> argparse.Namespace:
         "number for k and quoted for the shell: '3-Max&AvgP' (default: MaxP)",
     )
     parser.add_argument("--run_name", help="the last column of the run (default: bert_ and the aggregation)")
+    parser.add_argument("--skip_malformed", action="store_true", help="leave out lines that do not fit, and list them")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     args = parser.parse_args()
     args.aggregate = aggregation_function(args.aggregation)
@@ -115,23 +122,27 @@ def parse_args() -> argparse.Namespace:
         args.run_name = f"bert_{args.aggregation}"
     if not args.run_name or not args.run_name.isprintable() or " " in args.run_name:
         parser.error(f"--run_name: {args.run_name!r} is empty or holds white space, so it cannot be a column")
-    refuse_existing(args.output_results_file, "--output_results_file", args.overwrite, [args.scores_file])
+    for output in (args.output_results_file, RejectedLines(args.output_results_file).path):
+        refuse_existing(output, "--output_results_file", args.overwrite, [args.scores_file])
     return args
 
 
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    documents, num_passages = read_documents(args.scores_file, first_only=args.aggregate is first_p)
-    run = {
-        query_id: {doc_id: args.aggregate(scores) for doc_id, scores in scores_of.items()}
-        for query_id, scores_of in documents.items()
-    }
-    num_documents = write_run(args.output_results_file, run, args.run_name)
+    with RejectedLines(args.output_results_file) as rejected:
+        on_malformed = rejected if args.skip_malformed else None
+        documents, num_passages = read_documents(args.scores_file, args.aggregate is first_p, on_malformed)
+        run = {
+            query_id: {doc_id: args.aggregate(scores) for doc_id, scores in scores_of.items()}
+            for query_id, scores_of in documents.items()
+        }
+        num_documents = write_run(args.output_results_file, run, args.run_name)
     seconds = time.perf_counter() - start
+    read = f"; {rejected.counts(taken=num_passages)}" if args.skip_malformed else ""
     print(
         f"{args.output_results_file}: {args.aggregation} of {num_passages:,} passages, {num_documents:,} documents, "
-        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s)"
+        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s){read}"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
-from formats.files import InputError, refuse_existing, report, run_script
+from formats.files import InputError, OnMalformed, RejectedLines, refuse_existing, report, run_script
 from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
 from modeling.hub import HubError, model_directory
@@ -40,7 +40,9 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
      With --set_name general examples without labels, for general distillation: all of the text in order, packed into
      [CLS] A [SEP] B [SEP] of --max_seq_length tokens each; only the last may be shorter, and a single token left over
      is dropped. B begins where a document begins; in an example that lies within one document, with a line of it; in
-     one that lies within a line, anywhere.""",
+     one that lies within a line, anywhere.
+A line that does not fit is an error that names it. With --skip_malformed it is left out, and listed with the reason in
+OUTPUT_FEATURES_FILE.rejected.tsv.""",
     )
     parser.add_argument(
         "--set_name",
@@ -72,6 +74,12 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
         type=int,
         help=f"with general: of the draw where B begins, among several places (default {DEFAULT_SEED})",
     )
+    parser.add_argument(
+        "--skip_malformed",
+        action="store_true",
+        help="leave out pairs that do not fit, and list them; not with general, where to leave out a line would join "
+        "what stood around it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
     args = parser.parse_args()
     if not 5 <= args.max_seq_length <= 1 << 20:
@@ -82,13 +90,18 @@ Out: pickled features, which distill.py and rerank.py read, and a line about the
         args.seed = DEFAULT_SEED
     if args.seed < 0:
         raise InputError("--seed: needs to be 0 or more")
-    refuse_existing(args.output_features_file, "--output_features_file", args.overwrite, [args.raw_data_file])
+    if args.skip_malformed and args.set_name == "general":
+        raise InputError("--skip_malformed: is for pairs; leave it out with --set_name general, and mend the text")
+    for output in (args.output_features_file, RejectedLines(args.output_features_file).path):
+        refuse_existing(output, "--output_features_file", args.overwrite, [args.raw_data_file])
     return args
 
 
-def pair_examples(args: argparse.Namespace, tokenizer: WordPiece) -> Iterator[Example]:
+def pair_examples(
+    args: argparse.Namespace, tokenizer: WordPiece, on_malformed: OnMalformed | None
+) -> Iterator[Example]:
     """The pairs of the input, tokenized."""
-    pairs, texts = itertools.tee(read_pairs(args.raw_data_file, labelled=args.set_name == "train"))
+    pairs, texts = itertools.tee(read_pairs(args.raw_data_file, args.set_name == "train", on_malformed))
     texts = ((pair.query, pair.passage) for pair in texts)
     encoded = encode_pairs(tokenizer, texts, args.max_seq_length, useful_processes())
     pairs = tqdm(pairs, desc="tokenizing", unit=" pairs", disable=None)
@@ -128,13 +141,19 @@ def main() -> None:
     )
     seen = Counter()
     general = args.set_name == "general"
-    examples = text_examples(args, tokenizer, seen) if general else pair_examples(args, tokenizer)
-    count = write_features(args.output_features_file, header, examples)
+    with RejectedLines(args.output_features_file) as rejected:
+        if general:
+            examples = text_examples(args, tokenizer, seen)
+        else:
+            examples = pair_examples(args, tokenizer, rejected if args.skip_malformed else None)
+        count = write_features(args.output_features_file, header, examples)
     seconds = time.monotonic() - start
     read, rate = "", f"{count / seconds:.0f} pairs/s"
     if general:
         read = f" ({seen['documents']} documents, {seen['lines']} lines, {seen['tokens']} tokens)"
         rate = f"{seen['tokens'] / seconds:.0f} tokens/s"
+    elif args.skip_malformed:
+        read = f" ({rejected.counts(taken=count)})"
     report(
         f"wrote {args.output_features_file}: {count} {args.set_name} examples of at most {args.max_seq_length} tokens "
         f"from {args.raw_data_file}{read} in {seconds:.1f} s, {rate}",

@@ -12,12 +12,16 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 # Longer than any document of any collection; a longer line is a damaged or hostile file.
 MAX_LINE_BYTES = 1 << 26
+
+# Takes the number of a line that is left out, and the reason.
+OnMalformed = Callable[[int, str], None]
+Row = TypeVar("Row")
 
 
 class InputError(ValueError):
@@ -43,7 +47,10 @@ def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
 
 
 def read_lines(
-    path: str | Path, on_position: Callable[[int], None] | None = None, web_text: bool = False
+    path: str | Path,
+    on_position: Callable[[int], None] | None = None,
+    web_text: bool = False,
+    on_malformed: OnMalformed | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yields `(line number from 1, line)` of a UTF-8 text file, unpacked where the name ends in `.gz`.
 
@@ -51,7 +58,8 @@ def read_lines(
     `on_position` is called every 1,024 lines and at the end with the position in the file on disk, packed or not. In
     `web_text`, which nobody can mend by hand, a NUL and a `\\r` inside a line count as blanks.
 
-    Raises InputError for an empty file, invalid UTF-8, a NUL, a lone `\\r`, a line over 64 MiB, or a damaged `.gz`.
+    Raises InputError for an empty file or a damaged `.gz`; and for invalid UTF-8, a NUL, a lone `\\r` or a line over
+    64 MiB, unless there is `on_malformed` to take it: then the line is left out.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory, a file is needed")
@@ -62,29 +70,115 @@ def read_lines(
                 number += 1
                 if on_position and not number % 1024:
                     on_position(on_disk.tell())
-                if len(raw) > MAX_LINE_BYTES:
-                    raise InputError(f"{path} line {number}: longer than {MAX_LINE_BYTES} bytes")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-                if web_text:
-                    raw = raw.replace(b"\0", b" ").replace(b"\r", b" ")
-                if b"\0" in raw:
-                    raise InputError(f"{path} line {number}: holds a NUL byte, so it is no text")
-                if b"\r" in raw:
-                    raise InputError(f"{path} line {number}: holds a carriage return inside the line; remove it")
                 try:
-                    yield number, raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path} line {number}: byte {error.start + 1} is not UTF-8; convert the file"
-                    ) from None
+                    line = _decode_line(raw, web_text)
+                except ValueError as error:
+                    refuse_line(path, number, str(error), on_malformed)
+                    while raw and not raw.endswith(b"\n"):  # the rest of a line that is too long
+                        raw = file.readline(1 << 18)
+                    continue
+                yield number, line if number > 1 else line.removeprefix("\ufeff")
             if on_position:
                 on_position(on_disk.tell())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged after line {number}: {error}") from None
     if number == 0:
         raise InputError(f"{path} is empty")
+
+
+def read_rows(
+    path: str | Path, parse: Callable[[str], Row], on_malformed: OnMalformed | None = None
+) -> Iterator[tuple[int, Row]]:
+    """Yields `(line number from 1, parse(line))` of a text file. `parse` raises ValueError with the reason of a fault.
+
+    Raises InputError as `read_lines` does, and for a line that `parse` refuses, unless there is `on_malformed` to take
+    it; then for a file of which every line is left out.
+    """
+    found = False
+    for number, line in read_lines(path, on_malformed=on_malformed):
+        try:
+            row = parse(line)
+        except ValueError as error:
+            refuse_line(path, number, str(error), on_malformed)
+            continue
+        found = True
+        yield number, row
+    if not found:
+        raise InputError(f"{path} has no usable line")
+
+
+def refuse_line(path: str | Path, number: int, reason: str, on_malformed: OnMalformed | None) -> None:
+    """Hands a faulty line to `on_malformed`, to be left out; raises InputError where that is None."""
+    reason = " ".join(reason.split())
+    if len(reason) > 400:  # a field may have megabytes
+        reason = f"{reason[:200]} ... {reason[-200:]}"
+    if on_malformed is None:
+        raise InputError(f"{path} line {number}: {reason}")
+    on_malformed(number, reason)
+
+
+class RejectedLines:
+    """Lists the lines that a script leaves out of an output, and why, in `OUTPUT.rejected.tsv`, if there are any.
+
+    A context to write the output in: the list appears when it ends, one of an earlier run goes.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.path = Path(f"{output}.rejected.tsv")
+        self.count = 0
+        self._stack = contextlib.ExitStack()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "RejectedLines":
+        return self
+
+    def __call__(self, number: int, reason: str) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(write_whole(self.path))
+        self._file.write(f"{number}\t{reason}\n")
+        self.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+        if self._file is None and error[0] is None:
+            self.path.unlink(missing_ok=True)
+
+    def counts(self, taken: int) -> str:
+        """The input's lines, for a report."""
+        listed = f" (listed in {self.path})" if self.count else ""
+        return f"{taken + self.count} lines: {taken} taken, {self.count} rejected{listed}"
+
+
+class FirstLines:
+    """Which line had a key before, at some 70 bytes a key: the keys' hashes are kept, the lines are looked up.
+
+    `read_keys` gives the file's `(line number, key)` from its start.
+    """
+
+    def __init__(self, read_keys: Callable[[], Iterator[tuple[int, Hashable]]]) -> None:
+        self._read_keys = read_keys
+        self._hashes: set[int] = set()
+        self._first: dict[Hashable, int] | None = None
+
+    def earlier(self, number: int, key: Hashable) -> int | None:
+        """The first line before line `number` with this key, if any. To be asked for all lines in order."""
+        if (hashed := hash(key)) not in self._hashes:
+            self._hashes.add(hashed)
+            return None
+        first = self.of_repeated().get(key, number)
+        return first if first < number else None  # the hashes of different keys may agree
+
+    def of_repeated(self) -> dict[Hashable, int]:
+        """The first line of each key that several lines have. Reads the file twice, the first time."""
+        if self._first is None:
+            once, often = set(), set()
+            for _, key in self._read_keys():
+                (often if hash(key) in once else once).add(hash(key))
+            self._first = {}
+            for number, key in self._read_keys():
+                if hash(key) in often:
+                    self._first.setdefault(key, number)
+        return self._first
 
 
 def read_json_lines(
@@ -129,6 +223,22 @@ def check_id(kind: str, value: str) -> str:
     if value.split() != [value]:
         raise ValueError(f"the {kind} id '{value}' is empty or holds white space")
     return value
+
+
+def _decode_line(raw: bytes, web_text: bool) -> str:
+    if len(raw) > MAX_LINE_BYTES:
+        raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
+    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    if web_text:
+        raw = raw.replace(b"\0", b" ").replace(b"\r", b" ")
+    if b"\0" in raw:
+        raise ValueError("holds a NUL byte, so it is no text")
+    if b"\r" in raw:
+        raise ValueError("holds a carriage return inside the line; remove it")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8; convert the file") from None
 
 
 def _unpacked(packed: IO[bytes]) -> IO[bytes]:

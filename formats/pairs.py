@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import InputError, read_lines, write_whole
+from formats.files import FirstLines, InputError, OnMalformed, read_rows, refuse_line, write_whole
 
 NO_LABEL = -1
 COLUMNS = ("example_id", "query", "passage", "label")
@@ -47,31 +47,48 @@ def split_example_id(example_id: str) -> tuple[str, str]:
     return query_id, passage_id
 
 
-def read_pairs(path: str | Path, labelled: bool) -> Iterator[Pair]:
+def read_pairs(path: str | Path, labelled: bool, on_malformed: OnMalformed | None = None) -> Iterator[Pair]:
     """Streams the pairs of a file: four columns where `labelled`, else three with ids `query_id#passage_id`.
 
     Raises InputError, naming file and line, for a wrong number of columns, an empty field, a label other than 0 or 1,
-    or an id without `#`.
+    and where not `labelled` for an id without `#`, with white space, or that another line has already. With
+    `on_malformed` such lines are left out, as in `read_rows`.
     """
-    columns = 4 if labelled else 3
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        if len(fields) != columns:
-            names = ", ".join(COLUMNS[:columns])
-            raise InputError(f"{path} line {number}: {len(fields)} columns where {columns} are needed ({names})")
-        if not all(map(str.strip, fields)):
-            name = next(name for name, field in zip(COLUMNS, fields, strict=False) if not field.strip())
-            raise InputError(f"{path} line {number}: the {name} is empty")
-        if not labelled:
-            try:
-                split_example_id(fields[0])
-            except ValueError as error:
-                raise InputError(f"{path} line {number}: {error}") from None
-            yield Pair(*fields)
-        elif fields[3] in ("0", "1"):
-            yield Pair(*fields[:3], int(fields[3]))
+    if labelled:
+        for _, pair in read_rows(path, _labelled_pair, on_malformed):
+            yield pair
+        return
+    ids = FirstLines(
+        lambda: ((number, pair.example_id) for number, pair in read_rows(path, _unlabelled_pair, lambda *_: None))
+    )
+    for number, pair in read_rows(path, _unlabelled_pair, on_malformed):
+        if first := ids.earlier(number, pair.example_id):
+            refuse_line(path, number, f"example id {pair.example_id} stands in line {first} already", on_malformed)
         else:
-            raise InputError(f"{path} line {number}: label '{fields[3]}' is neither 0 nor 1")
+            yield pair
+
+
+def _labelled_pair(line: str) -> Pair:
+    example_id, query, passage, label = _fields(line, COLUMNS)
+    if label not in ("0", "1"):
+        raise ValueError(f"label '{label}' is neither 0 nor 1")
+    return Pair(example_id, query, passage, int(label))
+
+
+def _unlabelled_pair(line: str) -> Pair:
+    fields = _fields(line, COLUMNS[:3])
+    split_example_id(fields[0])
+    return Pair(*fields)
+
+
+def _fields(line: str, names: tuple[str, ...]) -> list[str]:
+    fields = line.split("\t")
+    if len(fields) != len(names):
+        raise ValueError(f"{len(fields)} columns where {len(names)} are needed ({', '.join(names)})")
+    if not all(map(str.strip, fields)):
+        name = next(name for name, field in zip(names, fields, strict=True) if not field.strip())
+        raise ValueError(f"the {name} is empty")
+    return fields
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import InputError, read_lines, write_whole
+from formats.files import FirstLines, OnMalformed, check_id, read_rows, refuse_line, write_whole
 
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_LAST_NUMBER = re.compile(r"[0-9]+\Z")
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class PassageScore(NamedTuple):
@@ -33,14 +32,14 @@ def parse_score(text: str) -> float:
 def split_passage_id(passage_id: str) -> tuple[str, int]:
     """Splits `doc_id_PASSAGE` at the last `_` into the document's id and the number in which PASSAGE ends.
 
-    `D12_3` and `D12_passage-3` both give `("D12", 3)`. Raises ValueError where there is no `_`, no number or no
-    document id.
+    `D12_3` and `D12_passage-3` both give `("D12", 3)`. Raises ValueError where there is no `_`, no document id, and no
+    number of at most 18 digits.
     """
     doc_id, _, passage = passage_id.rpartition("_")
-    number = _LAST_NUMBER.search(passage)
-    if not doc_id or number is None:
+    number = passage[len(passage.rstrip("0123456789")) :]
+    if not doc_id or not 0 < len(number) <= 18:
         raise ValueError(f"passage id '{passage_id}' is not a document id, '_' and a passage number, such as D12_3")
-    return doc_id, int(number[0])
+    return doc_id, int(number)
 
 
 def read_scores(path: str | Path) -> Iterator[PassageScore]:
@@ -49,26 +48,28 @@ def read_scores(path: str | Path) -> Iterator[PassageScore]:
     Raises InputError, naming file and line, for a wrong number of columns, an id that is empty or holds white space, a
     score that is not a finite number, or a passage that its query has already.
     """
-    passages_of: dict[str, set[str]] = {}
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        if len(fields) != 3:
-            raise InputError(
-                f"{path} line {number}: {len(fields)} columns where 3 are needed (query_id, passage_id, score)"
-            )
-        query_id, passage_id, text = fields
-        for name, value in (("query", query_id), ("passage", passage_id)):
-            if value.split() != [value]:
-                raise InputError(f"{path} line {number}: the {name} id '{value}' is empty or holds white space")
-        try:
-            score = parse_score(text)
-        except ValueError as error:
-            raise InputError(f"{path} line {number}: {error}") from None
-        seen = passages_of.setdefault(query_id, set())
-        if passage_id in seen:
-            raise InputError(f"{path} line {number}: passage {passage_id} of query {query_id} has a score already")
-        seen.add(passage_id)
-        yield PassageScore(query_id, passage_id, score)
+    return (row for _, row in read_numbered_scores(path))
+
+
+def read_numbered_scores(
+    path: str | Path, on_malformed: OnMalformed | None = None
+) -> Iterator[tuple[int, PassageScore]]:
+    """As `read_scores`, with the number of each line. With `on_malformed` faulty lines are left out (`read_rows`)."""
+    passages = FirstLines(lambda: ((number, row[:2]) for number, row in read_rows(path, _score, lambda *_: None)))
+    for number, row in read_rows(path, _score, on_malformed):
+        if first := passages.earlier(number, row[:2]):
+            reason = f"passage {row.passage_id} of query {row.query_id} has a score already, in line {first}"
+            refuse_line(path, number, reason, on_malformed)
+        else:
+            yield number, row
+
+
+def _score(line: str) -> PassageScore:
+    fields = line.split("\t")
+    if len(fields) != 3:
+        raise ValueError(f"{len(fields)} columns where 3 are needed (query_id, passage_id, score)")
+    query_id, passage_id, score = fields
+    return PassageScore(check_id("query", query_id), check_id("passage", passage_id), parse_score(score))
 
 
 def format_score_line(row: PassageScore) -> str:

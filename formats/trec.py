@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.files import InputError, read_lines, write_whole
+from formats.files import FirstLines, InputError, OnMalformed, read_lines, read_rows, refuse_line, write_whole
 from formats.scores import parse_score
 
 # What trec_eval takes as white space (isspace of the C locale); str.split would also part an id at a no-break space.
@@ -44,26 +44,29 @@ def rank_documents(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(doc_id, scores[doc_id]) for _, doc_id in sorted(keys, reverse=True)]
 
 
-def read_run(path: str | Path) -> dict[str, dict[str, float]]:
+def read_run(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[str, dict[str, float]]:
     """Reads `{query_id: {doc_id: score}}`, queries in order of appearance. The rank column is not looked at.
 
     Raises InputError, naming file and line, for a wrong number of columns, a score that is not a finite number, or a
-    document that its query has already.
+    document that its query has already. With `on_malformed` such lines are left out, as in `read_rows`.
     """
     run: dict[str, dict[str, float]] = {}
-    for number, row in _run_rows(path):
+    documents = FirstLines(lambda: ((number, row[:2]) for number, row in read_rows(path, _scored_doc, lambda *_: None)))
+    for number, row in read_rows(path, _scored_doc, on_malformed):
         scores = run.setdefault(row.query_id, {})
         if row.doc_id in scores:
-            first = next(first for first, earlier in _run_rows(path) if earlier[:2] == row[:2])
-            raise InputError(
-                f"{path} line {number}: document {row.doc_id} of query {row.query_id} stands in line {first} already"
-            )
+            first = documents.of_repeated()[row[:2]]
+            reason = f"document {row.doc_id} of query {row.query_id} stands in line {first} already"
+            refuse_line(path, number, reason, on_malformed)
+            continue
         # The queries of a run share documents: one string for each id, not one for each line.
         scores[sys.intern(row.doc_id)] = row.score
     return run
 
 
-def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = None) -> dict[str, dict[str, int]]:
+def read_qrels(
+    path: str | Path, on_conflict: Callable[[str], None] | None = None, on_malformed: OnMalformed | None = None
+) -> dict[str, dict[str, int]]:
     """Reads `{query_id: {doc_id: relevance}}`. A judgement that is repeated with the same relevance is taken once.
 
     A file whose first line is `query-id corpus-id score` is BEIR's and has these three columns.
@@ -72,11 +75,11 @@ def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = Non
     naming both lines and the higher relevance holds; without, it is an error.
 
     Raises InputError, naming file and line, for a wrong number of columns, a relevance that is not an integer, or such
-    a conflict.
+    a conflict. With `on_malformed` lines of other columns or relevances are left out, as in `read_rows`.
     """
     qrels: dict[str, dict[str, int]] = {}
     line_of: dict[tuple[str, str], int] = {}
-    for number, row in _qrel_rows(path):
+    for number, row in _qrel_rows(path, on_malformed):
         grades = qrels.setdefault(row.query_id, {})
         known = grades.setdefault(row.doc_id, row.relevance)
         first = line_of.setdefault(row[:2], number)
@@ -91,13 +94,15 @@ def read_qrels(path: str | Path, on_conflict: Callable[[str], None] | None = Non
             if row.relevance > known:
                 grades[row.doc_id] = row.relevance
                 line_of[row[:2]] = number
+    if not qrels:
+        raise InputError(f"{path} has no usable line")
     return qrels
 
 
-def read_qrels_with_note(path: str | Path) -> dict[str, dict[str, int]]:
+def read_qrels_with_note(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[str, dict[str, int]]:
     """As `read_qrels`; where judgements contradict each other the higher holds, and a note on stderr counts them."""
     conflicts: list[str] = []
-    qrels = read_qrels(path, on_conflict=conflicts.append)
+    qrels = read_qrels(path, conflicts.append, on_malformed)
     if conflicts:
         print(
             f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
@@ -162,31 +167,34 @@ def _as_float32(scores: list[float]) -> np.ndarray:
         return np.array(scores, dtype=np.float64).astype(np.float32)
 
 
-def _run_rows(path: str | Path) -> Iterator[tuple[int, ScoredDoc]]:
-    for number, line in read_lines(path):
-        fields = _columns(path, number, line, ("query_id", "Q0", "doc_id", "rank", "score", "run_name"))
-        try:
-            yield number, ScoredDoc(fields[0], fields[2], parse_score(fields[4]))
-        except ValueError as error:
-            raise InputError(f"{path} line {number}: {error}") from None
+def _scored_doc(line: str) -> ScoredDoc:
+    query_id, _, doc_id, _, score, _ = _columns(line, ("query_id", "Q0", "doc_id", "rank", "score", "run_name"))
+    return ScoredDoc(query_id, doc_id, parse_score(score))
 
 
-def _qrel_rows(path: str | Path) -> Iterator[tuple[int, Qrel]]:
+def _qrel_rows(path: str | Path, on_malformed: OnMalformed | None) -> Iterator[tuple[int, Qrel]]:
     names = ("query_id", "0", "doc_id", "relevance")
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, on_malformed=on_malformed):
         if number == 1 and _COLUMN.findall(line) == _BEIR_HEADER:
             names = ("query-id", "corpus-id", "score")
             continue
-        query_id, *_, doc_id, relevance = _columns(path, number, line, names)
-        if not _INTEGER.fullmatch(relevance):
-            raise InputError(f"{path} line {number}: relevance '{relevance}' is not an integer")
-        yield number, Qrel(query_id, doc_id, int(relevance))
+        try:
+            row = _qrel(line, names)
+        except ValueError as error:
+            refuse_line(path, number, str(error), on_malformed)
+            continue
+        yield number, row
 
 
-def _columns(path: str | Path, number: int, line: str, names: tuple[str, ...]) -> list[str]:
+def _qrel(line: str, names: tuple[str, ...]) -> Qrel:
+    query_id, *_, doc_id, relevance = _columns(line, names)
+    if not _INTEGER.fullmatch(relevance):
+        raise ValueError(f"relevance '{relevance}' is not an integer")
+    return Qrel(query_id, doc_id, int(relevance))
+
+
+def _columns(line: str, names: tuple[str, ...]) -> list[str]:
     fields = _COLUMN.findall(line)
     if len(fields) != len(names):
-        raise InputError(
-            f"{path} line {number}: {len(fields)} columns where {len(names)} are needed ({', '.join(names)})"
-        )
+        raise ValueError(f"{len(fields)} columns where {len(names)} are needed ({', '.join(names)})")
     return fields

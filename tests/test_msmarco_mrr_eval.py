@@ -78,7 +78,10 @@ def test_by_hand(tmp_path) -> None:
     done = evaluate_text(tmp_path, "a 0 D1 0\na 0 D2 3\nb 0 D11 1\nc 0 D1 -1\nc 0 D2 1\ne 0 D1 1\n", run)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"query_num: 4\nMRR: {(1 / 2 + 1 / 11) / 4!r}\nMRR@10: 0.125\n"
-    assert done.stderr == "note: 1 of 4 queries have no judgements and count 0\n"
+    assert done.stderr == (
+        "note: 1 of 4 queries have no judgements and count 0\n"
+        "note: 1 judged queries are not in the run and do not count\n"
+    )
 
 
 def test_ranks_come_from_the_scores_and_ties_from_the_ids(tmp_path) -> None:
