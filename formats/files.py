@@ -150,35 +150,46 @@ class RejectedLines:
 
 
 class FirstLines:
-    """Which line had a key before, at some 70 bytes a key: the keys' hashes are kept, the lines are looked up.
+    """Which line had a row's key before, at some 70 bytes a row: the keys' hashes are kept, lines are looked up."""
 
-    `read_keys` gives the file's `(line number, key)` from its start.
-    """
-
-    def __init__(self, read_keys: Callable[[], Iterator[tuple[int, Hashable]]]) -> None:
-        self._read_keys = read_keys
+    def __init__(self, path: str | Path, parse: Callable[[str], Row], key: Callable[[Row], Hashable]) -> None:
+        self._path, self._parse, self._key = path, parse, key
         self._hashes: set[int] = set()
         self._first: dict[Hashable, int] | None = None
 
-    def earlier(self, number: int, key: Hashable) -> int | None:
-        """The first line before line `number` with this key, if any. To be asked for all lines in order."""
-        if (hashed := hash(key)) not in self._hashes:
+    def earlier(self, number: int, row: Row) -> int | None:
+        """The first line before line `number` with the key of `row`, if any. To be asked for all rows in order."""
+        if (hashed := hash(self._key(row))) not in self._hashes:
             self._hashes.add(hashed)
             return None
-        first = self.of_repeated().get(key, number)
-        return first if first < number else None  # the hashes of different keys may agree
+        first = self.of_repeated(row)
+        return first if first != number else None  # the hashes of different keys may agree
 
-    def of_repeated(self) -> dict[Hashable, int]:
-        """The first line of each key that several lines have. Reads the file twice, the first time."""
+    def of_repeated(self, row: Row) -> int:
+        """The first line with the key of a row that several lines have. The first call reads the file twice.
+
+        Raises InputError where the file cannot be read again: it is a pipe, or was changed.
+        """
         if self._first is None:
-            once, often = set(), set()
-            for _, key in self._read_keys():
-                (often if hash(key) in once else once).add(hash(key))
-            self._first = {}
-            for number, key in self._read_keys():
-                if hash(key) in often:
-                    self._first.setdefault(key, number)
-        return self._first
+            self._first = self._find() if os.path.isfile(self._path) else {}
+        if self._key(row) not in self._first:
+            raise InputError(f"{self._path} has an id twice, and cannot be read again to find it; make it a plain file")
+        return self._first[self._key(row)]
+
+    def _find(self) -> dict[Hashable, int]:
+        """`{key: first line}` of all keys whose hash several lines have."""
+
+        def keys() -> Iterator[tuple[int, Hashable]]:
+            return ((number, self._key(row)) for number, row in read_rows(self._path, self._parse, lambda *_: None))
+
+        once, often = set(), set()
+        for _, key in keys():
+            (often if hash(key) in once else once).add(hash(key))
+        first: dict[Hashable, int] = {}
+        for number, key in keys():
+            if hash(key) in often:
+                first.setdefault(key, number)
+        return first
 
 
 def read_json_lines(

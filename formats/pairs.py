@@ -58,11 +58,9 @@ def read_pairs(path: str | Path, labelled: bool, on_malformed: OnMalformed | Non
         for _, pair in read_rows(path, _labelled_pair, on_malformed):
             yield pair
         return
-    ids = FirstLines(
-        lambda: ((number, pair.example_id) for number, pair in read_rows(path, _unlabelled_pair, lambda *_: None))
-    )
+    ids = FirstLines(path, _unlabelled_pair, key=lambda pair: pair.example_id)
     for number, pair in read_rows(path, _unlabelled_pair, on_malformed):
-        if first := ids.earlier(number, pair.example_id):
+        if first := ids.earlier(number, pair):
             refuse_line(path, number, f"example id {pair.example_id} stands in line {first} already", on_malformed)
         else:
             yield pair

@@ -55,9 +55,9 @@ def read_numbered_scores(
     path: str | Path, on_malformed: OnMalformed | None = None
 ) -> Iterator[tuple[int, PassageScore]]:
     """As `read_scores`, with the number of each line. With `on_malformed` faulty lines are left out (`read_rows`)."""
-    passages = FirstLines(lambda: ((number, row[:2]) for number, row in read_rows(path, _score, lambda *_: None)))
+    passages = FirstLines(path, _score, key=lambda row: row[:2])
     for number, row in read_rows(path, _score, on_malformed):
-        if first := passages.earlier(number, row[:2]):
+        if first := passages.earlier(number, row):
             reason = f"passage {row.passage_id} of query {row.query_id} has a score already, in line {first}"
             refuse_line(path, number, reason, on_malformed)
         else:

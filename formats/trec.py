@@ -51,11 +51,11 @@ def read_run(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[
     document that its query has already. With `on_malformed` such lines are left out, as in `read_rows`.
     """
     run: dict[str, dict[str, float]] = {}
-    documents = FirstLines(lambda: ((number, row[:2]) for number, row in read_rows(path, _scored_doc, lambda *_: None)))
+    documents = FirstLines(path, _scored_doc, key=lambda row: row[:2])
     for number, row in read_rows(path, _scored_doc, on_malformed):
         scores = run.setdefault(row.query_id, {})
         if row.doc_id in scores:
-            first = documents.of_repeated()[row[:2]]
+            first = documents.of_repeated(row)
             reason = f"document {row.doc_id} of query {row.query_id} stands in line {first} already"
             refuse_line(path, number, reason, on_malformed)
             continue
