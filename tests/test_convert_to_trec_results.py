@@ -1,10 +1,13 @@
 """Passage scores to a run."""
 
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny import run_main
 
 from convert_to_trec_results import aggregation_function
 from formats.trec import read_run
@@ -137,6 +140,59 @@ def test_saturated_scores_still_order_documents(tmp_path) -> None:
         ["D3", "0.9999999403953552"],  # 1 - 2^-24
         ["D2", "0.9999998807907104"],  # 1 - 2^-23
     ]
+
+
+def measures_of(ranking: list[str], grades: dict[str, int]) -> dict[str, float]:
+    """Written out for documents in order; trec_eval gains the grade, with log2(rank + 1) below it."""
+    found = [grades.get(doc_id, 0) for doc_id in ranking]
+    ideal = sorted(grades.values(), reverse=True)
+
+    def dcg(gains: list[int]) -> float:
+        return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains[:10], start=1) if gain > 0)
+
+    return {
+        "recip_rank": next((1 / rank for rank, grade in enumerate(found, start=1) if grade > 0), 0.0),
+        "P_5": sum(grade > 0 for grade in found[:5]) / 5,
+        "ndcg_cut_10": dcg(found) / dcg(ideal) if dcg(ideal) else 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "queries"),
+    [("MaxP", 10_000), ("FirstP", 1000), ("SumP", 1000), ("AvgP", 1000), ("2-Max&AvgP", 1000)],
+)
+def test_ranks_are_trec_evals_on_random_scores(tmp_path, aggregation: str, queries: int) -> None:
+    """Documents of one to three passages whose scores tie, in 64 bits or in 32 alone, and whose ids sort oddly. What
+    trec_eval measures from the scores of the written run is what the rank column gives."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    stream = random.Random(queries)
+    ids = ["D1", "D10", "D9", "d1", "D1_1", "é", "e\u0301", "\uffff", "\U0001f600", "中1", "中10", "~", "-"]
+    pool = [0.0, 0.25, 0.5, 0.1 + 0.2, 0.3, 1.0, 1.0 - 1e-12, 1.0 - 2e-12, 1.0 - 1e-9, 1.0 - 5e-8, 1e-45, 5e-324]
+    qrels, lines = {}, []
+    for number in range(queries):
+        values = pool[: stream.randint(1, len(pool))]
+        qrels[f"q{number}"] = {doc_id: stream.choice([0, 1, 2, 3]) for doc_id in stream.sample(ids, 5)}
+        for doc_id in stream.sample(ids, stream.randint(1, len(ids))):
+            for passage in range(stream.randint(1, 3)):
+                lines.append(f"q{number}\t{doc_id}_{passage}\t{stream.choice(values)!r}\n")
+    stream.shuffle(lines)
+    scores, output = tmp_path / "scores.tsv", tmp_path / "run.txt"
+    scores.write_text("".join(lines), encoding="utf-8")
+    flags = ["--scores_file", scores, "--output_results_file", output, "--aggregation", aggregation]
+    assert run_main("convert_to_trec_results.py", *flags).status == 0
+
+    run: dict[str, dict[str, float]] = {}
+    ranking: dict[str, list[str]] = {}
+    for line in output.read_text(encoding="utf-8").split("\n")[:-1]:
+        query_id, _, doc_id, rank, score, _ = line.split("\t")
+        run.setdefault(query_id, {})[doc_id] = float(score)
+        ranking.setdefault(query_id, []).append(doc_id)
+        assert int(rank) == len(ranking[query_id])
+    assert len(run) == queries
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "P.5", "ndcg_cut.10"}).evaluate(run)
+    for query_id, measures in measured.items():
+        assert measures == pytest.approx(measures_of(ranking[query_id], qrels[query_id]), rel=1e-12), query_id
+    assert len(measured) == queries
 
 
 GOOD = "9\tD1_0\t0.5\n"

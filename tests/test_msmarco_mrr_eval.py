@@ -1,14 +1,16 @@
 """MRR of a run."""
 
+import math
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny import run_main
 
 from convert_to_trec_results import aggregation_function, read_documents
-from formats.trec import write_run
+from formats.trec import write_qrels, write_run
 from msmarco_mrr_eval import first_relevant_rank, mean_reciprocal_rank
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,6 +135,34 @@ def test_script_gives_the_mean_of_trec_eval(tmp_path) -> None:
     printed = dict(line.split(": ") for line in done.stdout.splitlines())
     assert float(printed["MRR"]) == pytest.approx(mean, rel=1e-12)
     assert printed["query_num"] == "20"
+
+
+def test_measures_of_10_000_random_queries_are_those_of_trec_eval(tmp_path) -> None:
+    """Runs and judgements with ties; of the queries 500 are not judged, and 500 judged ones are not in the run."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    run, qrels = {}, {}
+    for seed in range(525):
+        some_run, some_qrels = random_collection(seed)
+        run |= {f"{seed}-{query_id}": scores for query_id, scores in some_run.items() if seed >= 25}
+        qrels |= {f"{seed}-{query_id}": grades for query_id, grades in some_qrels.items() if seed < 500}
+    qrels_file, run_file = tmp_path / "qrels.txt", tmp_path / "run.txt"
+    rows = [(query_id, doc_id, score) for query_id, scores in run.items() for doc_id, score in scores.items()]
+    random.Random(1).shuffle(rows)
+    run_file.write_text("".join(f"{q} Q0 {d} 1 {score!r} x\n" for q, d, score in rows), encoding="utf-8")
+    write_qrels(qrels_file, qrels)
+    done = run_main("msmarco_mrr_eval.py", qrels_file, run_file)
+    assert done.stderr == (
+        "note: 500 of 10000 queries have no judgements and count 0\n"
+        "note: 500 judged queries are not in the run and do not count\n"
+    )
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(run)
+    assert len(measured) == 9500
+    reciprocal_ranks = [measured[query_id]["recip_rank"] if query_id in measured else 0.0 for query_id in run]
+    printed = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert printed["query_num"] == "10000"
+    assert float(printed["MRR"]) == pytest.approx(math.fsum(reciprocal_ranks) / 10000, rel=1e-12)
+    best_ten = math.fsum(value for value in reciprocal_ranks if value >= 0.1)
+    assert float(printed["MRR@10"]) == pytest.approx(best_ten / 10000, rel=1e-12)
 
 
 GOOD_QRELS, GOOD_RUN = "7 0 D1 1\n", "7 Q0 D1 1 0.5 x\n"
