@@ -153,7 +153,7 @@ def main() -> None:
         read = f" ({seen['documents']} documents, {seen['lines']} lines, {seen['tokens']} tokens)"
         rate = f"{seen['tokens'] / seconds:.0f} tokens/s"
     elif args.skip_malformed:
-        read = f" ({rejected.counts(taken=count)})"
+        read = f", {rejected.counts(taken=count)},"
     report(
         f"wrote {args.output_features_file}: {count} {args.set_name} examples of at most {args.max_seq_length} tokens "
         f"from {args.raw_data_file}{read} in {seconds:.1f} s, {rate}",

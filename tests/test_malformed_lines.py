@@ -125,7 +125,10 @@ OF_KIND = {
     ],
     "qrels": [
         (b"7 0 D 3 1", "5 columns where 4"),
-        *((b"7 0 D3 " + grade, f"relevance '{grade.decode()}'") for grade in (b"1x", b"1.0", b"nan", b"1_0")),
+        *(
+            (b"7 0 D3 " + grade, f"relevance '{grade.decode()}'")
+            for grade in (b"1x", b"1.0", b"nan", b"1_0", b"1" * 10)
+        ),
         (b"query-id\tcorpus-id\tscore", "3 columns where 4"),
     ],
 }
