@@ -1,13 +1,11 @@
 """Passage scores to a TREC run of documents."""
 
 import argparse
-import re
 import time
-from collections.abc import Callable
-from functools import partial
 
 from tqdm import tqdm
 
+from evaluation.aggregation import aggregation_function, first_p
 from formats.files import InputError, OnMalformed, RejectedLines, refuse_existing, refuse_line, run_script
 from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import write_run
@@ -18,53 +16,6 @@ D12_3 or D12_passage-3) and writes a TREC run, `query_id Q0 doc_id rank score ru
 then document id, both descending. A line that does not fit is an error that names it; with --skip_malformed it is left
 out, and listed with the reason in OUTPUT_RESULTS_FILE.rejected.tsv. Call:
 python convert_to_trec_results.py --scores_file scores.tsv --output_results_file run.txt --aggregation MaxP"""
-
-
-def max_p(scores: list[float]) -> float:
-    """The best passage (MaxP of Dai and Callan, SIGIR 2019)."""
-    return max(scores)
-
-
-def sum_p(scores: list[float]) -> float:
-    """All passages added up, first to last (SumP of Dai and Callan).
-
-    Not by `sum`, which from Python 3.12 on compensates its rounding: the last digit would depend on the version.
-    """
-    total = 0.0
-    for score in scores:
-        total += score
-    return total
-
-
-def avg_p(scores: list[float]) -> float:
-    """The mean passage."""
-    return sum_p(scores) / len(scores)
-
-
-def k_max_avg_p(k: int, scores: list[float]) -> float:
-    """The mean of the k best passages, or of all where there are fewer."""
-    return avg_p(sorted(scores, reverse=True)[:k])
-
-
-def first_p(scores: list[float]) -> float:
-    """Passage number 0 (FirstP of Dai and Callan), the only one that `read_documents` keeps for it."""
-    (score,) = scores
-    return score
-
-
-def aggregation_function(name: str) -> Callable[[list[float]], float]:
-    """The function that makes one document score of its passage scores.
-
-    Raises InputError for an unknown name.
-    """
-    plain = {"MaxP": max_p, "FirstP": first_p, "SumP": sum_p, "AvgP": avg_p}
-    if name in plain:
-        return plain[name]
-    if match := re.fullmatch(r"([1-9][0-9]{0,8})-Max&AvgP", name):
-        return partial(k_max_avg_p, int(match[1]))
-    raise InputError(
-        f"--aggregation: '{name}' is none of {', '.join(plain)} and k-Max&AvgP with a number for k, such as 3-Max&AvgP"
-    )
 
 
 def read_documents(
@@ -117,7 +68,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--skip_malformed", action="store_true", help="leave out lines that do not fit, and list them")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     args = parser.parse_args()
-    args.aggregate = aggregation_function(args.aggregation)
+    try:
+        args.aggregate = aggregation_function(args.aggregation)
+    except ValueError as error:
+        raise InputError(f"--aggregation: {error}") from None
     if args.run_name is None:
         args.run_name = f"bert_{args.aggregation}"
     if not args.run_name or not args.run_name.isprintable() or " " in args.run_name:

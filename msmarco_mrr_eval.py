@@ -3,11 +3,11 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 
+from evaluation.measures import first_relevant_rank, mean_reciprocal_rank
 from formats.files import InputError, run_script
-from formats.trec import rank_documents, read_qrels_with_note, read_run
+from formats.trec import read_qrels_with_note, read_run
 
 DESCRIPTION = """Prints the number of queries of a run (query_num), MRR and MRR@10 over them. Reads TREC judgements,
 `query_id 0 doc_id relevance`, of which a relevance above 0 is relevant, and a TREC run,
@@ -15,23 +15,6 @@ DESCRIPTION = """Prints the number of queries of a run (query_num), MRR and MRR@
 A query of the run without a relevant document counts 0; a query that the run lacks does not count. A line that does not
 fit is an error that names it; with --skip_malformed it is left out and named on stderr.
 Call: python msmarco_mrr_eval.py qrels.txt run.txt"""
-
-
-def first_relevant_rank(scores: Mapping[str, float], grades: Mapping[str, int]) -> int | None:
-    """The rank, from 1, of the first document with a relevance above 0; None where the run has none."""
-    for rank, (doc_id, _) in enumerate(rank_documents(scores), start=1):
-        if grades.get(doc_id, 0) > 0:
-            return rank
-    return None
-
-
-def mean_reciprocal_rank(ranks: list[int | None], cutoff: int | None = None) -> float:
-    """The mean of 1 / rank, in which None, and a rank beyond the cut-off, is 0."""
-    total = 0.0  # Added one by one: `sum` rounds otherwise from Python 3.12 on.
-    for rank in ranks:
-        if rank is not None and (cutoff is None or rank <= cutoff):
-            total += 1 / rank
-    return total / len(ranks)
 
 
 def parse_args() -> argparse.Namespace:

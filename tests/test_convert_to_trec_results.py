@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import run_main
 
-from convert_to_trec_results import aggregation_function
+from evaluation.aggregation import aggregation_function
 from formats.trec import read_run
 
 ROOT = Path(__file__).resolve().parent.parent

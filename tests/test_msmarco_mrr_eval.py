@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny import run_main
 
-from convert_to_trec_results import aggregation_function, read_documents
+from convert_to_trec_results import read_documents
+from evaluation.aggregation import aggregation_function
+from evaluation.measures import first_relevant_rank, mean_reciprocal_rank
 from formats.trec import write_qrels, write_run
-from msmarco_mrr_eval import first_relevant_rank, mean_reciprocal_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 

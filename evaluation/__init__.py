@@ -1,0 +1,1 @@
+"""What a run is worth: aggregation of passages, measures, significance. Loads no torch."""
