@@ -2,12 +2,12 @@
 
 Each part is a pickle of a dict of `str`, `int`, `bool`, `None` and `bytes`; arrays are raw little-endian bytes whose
 dtype the header names. Any program reads a part with a plain `pickle.load`. The reader here uses none: it walks the
-few opcodes that such a dict needs over the mapped file, so that a hostile file can neither name nor call anything,
-and an array is a view of the file that costs no copy.
+few opcodes that such a dict needs, so that a hostile file can neither name nor call anything, and reads an array when
+its size is known to be right, so that none makes it allocate more than a block may hold. The file is not mapped:
+where another process cuts a mapped file, reading it kills.
 """
 
 import hashlib
-import mmap
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +16,23 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from formats.files import InputError, write_whole
+from formats.files import InputError, naming_errors, write_whole
 
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
 BLOCK_EXAMPLES = 65_536
+# Of a block; 512 tokens and ids of 63 bytes for each of its examples. Whoever reads it holds two at most.
+BLOCK_TOKEN_BYTES = 1 << 26
+BLOCK_ID_BYTES = 1 << 22
 SET_NAMES = ("train", "dev", "test", "general")
 
 # Far above what a part needs (about 60), far below what could keep a reader busy.
 _MAX_OPCODES = 1_000
 _MAX_DEPTH = 4
+_MAX_TEXT_BYTES = BLOCK_ID_BYTES + 4096  # a part's ids and keys
+# A block costs some 100 microseconds, whatever it holds, so that many small ones would keep a reader busy.
+_MAX_SMALL_BLOCKS = 5_000
+_SMALL_BLOCK = 1_000
 
 
 class FeaturesHeader(NamedTuple):
@@ -70,7 +77,10 @@ class FeatureBlock(NamedTuple):
 
 
 def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[Example]) -> int:
-    """Streams examples into a features file, which appears under its name when complete; returns how many."""
+    """Streams examples into a features file, which appears under its name when complete; returns how many.
+
+    Raises InputError for an example that is larger than a block may be.
+    """
     dtypes = header.dtypes()
     total = 0
     with write_whole(path, binary=True) as file:
@@ -83,6 +93,7 @@ def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[
         token_chunks: list[np.ndarray] = []
         first_segment_lengths: list[int] = []
         labels: list[int] = []
+        id_bytes = token_bytes = 0
 
         def write_block() -> None:
             lengths = [len(chunk) for chunk in token_chunks]
@@ -100,13 +111,20 @@ def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[
                 column.clear()
 
         for example in examples:
+            tokens = np.asarray(example.input_ids, dtypes["input_ids"])
+            own_id_bytes = len(example.example_id.encode()) + 1
+            if own_id_bytes > BLOCK_ID_BYTES or tokens.nbytes > BLOCK_TOKEN_BYTES:
+                raise InputError(f"example {_shown(example.example_id)} is too large for features; shorten it")
+            id_bytes += own_id_bytes
+            token_bytes += tokens.nbytes
+            if len(ids) == BLOCK_EXAMPLES or id_bytes > BLOCK_ID_BYTES or token_bytes > BLOCK_TOKEN_BYTES:
+                write_block()
+                id_bytes, token_bytes = own_id_bytes, tokens.nbytes
             ids.append(example.example_id)
-            token_chunks.append(np.asarray(example.input_ids, dtypes["input_ids"]))
+            token_chunks.append(tokens)
             first_segment_lengths.append(example.first_segment_length)
             labels.append(example.label)
             total += 1
-            if len(ids) == BLOCK_EXAMPLES:
-                write_block()
         if ids:
             write_block()
         write_block()  # empty: a file without it was cut off
@@ -119,45 +137,49 @@ def read_header(path: str | Path) -> FeaturesHeader:
     Raises InputError for a file that is none of ours or was written by another version.
     """
     with _open_file(path) as file:
-        return _read_header(path, _map_file(file))[0]
+        return _read_header(path, file)[0]
 
 
 def read_blocks(path: str | Path) -> Iterator[FeatureBlock]:
     """Streams the blocks of a features file, each checked before it is handed over.
 
-    The arrays are views of the mapped file, which stays mapped as long as one of them is alive.
-
     Raises InputError, naming file, block and example, for anything that the format does not allow.
     """
     with _open_file(path) as file:
-        data = _map_file(file)
-    yield from _read_blocks(path, data)
+        for block, _ in _read_blocks(path, file):
+            yield block
 
 
-def _read_blocks(path: str | Path, data: mmap.mmap) -> Iterator[FeatureBlock]:
-    header, dtypes, position = _read_header(path, data)
-    number = 0
+def _read_blocks(path: str | Path, file: IO[bytes]) -> Iterator[tuple[FeatureBlock, int]]:
+    """The blocks, each with the place of its token ids, in bytes from the file's beginning."""
+    header, dtypes = _read_header(path, file)
+    file_size = os.fstat(file.fileno()).st_size
+    number = examples = 0
     while True:
         where = f"{path} block {number}"
-        if position >= len(data):
+        if number > _MAX_SMALL_BLOCKS + examples // _SMALL_BLOCK:
+            raise InputError(f"{where}: more than {_MAX_SMALL_BLOCKS} blocks of few examples; write the file again")
+        if file.tell() >= file_size:
             raise InputError(f"{where}: the file ends without its end mark, so it was cut; write it again")
-        part, position = _read_part(where, data, position)
-        block = _checked_block(where, header, dtypes, part)
+        with naming_errors(path, "reading"):
+            part = _read_part(where, file)
+            position = file.tell()
+            block = _checked_block(where, header, dtypes, part, file)
         if not block.example_ids:
-            if position != len(data):
-                raise InputError(f"{where}: {len(data) - position} bytes follow the end mark; write the file again")
+            if position != file_size:
+                raise InputError(f"{where}: {file_size - position} bytes follow the end mark; write the file again")
             return
-        yield block
-        _give_back(data)
+        yield block, part["input_ids"].start
         number += 1
+        examples += len(block.example_ids)
+        file.seek(position)
 
 
 class Features:
     """All examples of a file for reading in any order.
 
     In memory are 13 bytes of an example: its place in the file, lengths and label. Its tokens are read when they are
-    asked for, from the system's cache, which holds the file once for all processes. They are not mapped: a page that
-    is touched can bring 2 MB of the file into what counts as this process's memory.
+    asked for, from the system's cache, which holds the file once for all processes.
 
     Raises InputError as `read_blocks` does.
     """
@@ -165,25 +187,18 @@ class Features:
     def __init__(self, path: str | Path):
         self.path = path
         self._file = _open_file(path)
-        self._data = _map_file(self._file)
-        self.header, dtypes, _ = _read_header(path, self._data)
+        self.header, dtypes = _read_header(path, self._file)
         self._dtype = np.dtype(dtypes["input_ids"])
-        file_begins = np.frombuffer(self._data, np.uint8).ctypes.data
-        # an empty file has no block to concatenate
-        starts = [np.empty(0, np.int64)]
-        lengths, first_segment_lengths, labels = (
-            [np.empty(0, dtypes[name])] for name in ("lengths", "first_segment_lengths", "labels")
+        columns = {"starts": bytearray(), **{name: bytearray() for name in dtypes if name != "input_ids"}}
+        for block, block_begins in _read_blocks(path, self._file):
+            columns["starts"] += (block_begins + block.offsets[:-1] * self._dtype.itemsize).tobytes()
+            columns["lengths"] += np.diff(block.offsets).astype(dtypes["lengths"]).tobytes()
+            columns["first_segment_lengths"] += block.first_segment_lengths.tobytes()
+            columns["labels"] += block.labels.tobytes()
+        self._starts = np.frombuffer(columns["starts"], np.int64)  # (n,), bytes from the file's beginning
+        self.lengths, self.first_segment_lengths, self.labels = (  # (n,) unsigned, unsigned, int8
+            np.frombuffer(columns[name], dtypes[name]) for name in ("lengths", "first_segment_lengths", "labels")
         )
-        for block in _read_blocks(path, self._data):
-            block_begins = block.input_ids.ctypes.data - file_begins
-            starts.append(block_begins + block.offsets[:-1] * self._dtype.itemsize)
-            lengths.append(np.diff(block.offsets).astype(dtypes["lengths"]))
-            first_segment_lengths.append(block.first_segment_lengths)
-            labels.append(block.labels)
-        self._starts = np.concatenate(starts)  # (n,) int64, bytes from the file's beginning
-        self.lengths = np.concatenate(lengths)  # (n,) unsigned
-        self.first_segment_lengths = np.concatenate(first_segment_lengths)  # (n,) unsigned
-        self.labels = np.concatenate(labels)  # (n,) int8
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -191,7 +206,7 @@ class Features:
     def example_ids(self, indices: Sequence[int]) -> list[str]:
         """The ids of examples, which are read from the file: up to seconds, for messages."""
         found, first = {}, 0
-        for block in _read_blocks(self.path, self._data):
+        for block, _ in _read_blocks(self.path, self._file):
             after = first + len(block.example_ids)
             found |= {i: block.example_ids[i - first] for i in map(int, indices) if first <= i < after}
             first = after
@@ -216,7 +231,8 @@ class Features:
         starts, lengths = self._starts[indices], self.lengths[indices].astype(np.int64)
         sizes = lengths * self._dtype.itemsize
         places = zip(sizes.tolist(), starts.tolist(), strict=True)
-        tokens = b"".join([os.pread(self._file.fileno(), size, start) for size, start in places])
+        with naming_errors(self.path, "reading"):
+            tokens = b"".join([os.pread(self._file.fileno(), size, start) for size, start in places])
         if len(tokens) != sizes.sum():
             raise InputError(f"{self.path} was cut short while it was read; write it again")
         return _padded(
@@ -256,33 +272,31 @@ def _padded(
     }
 
 
-def _give_back(data: mmap.mmap) -> None:
-    """Has what was read of a mapped file no longer count as this process's memory; the system's cache keeps it."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        data.madvise(mmap.MADV_DONTNEED)
-
-
 def _open_file(path: str | Path) -> IO[bytes]:
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory, a features file is needed")
     if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty; write it with tokenize_to_features.py")
-    return open(path, "rb", buffering=0)
+    return open(path, "rb")
 
 
-def _map_file(file: IO[bytes]) -> mmap.mmap:
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _shown(value: object) -> str:
+    """What a file holds, for a message: on one line, and not longer than one reads."""
+    return repr(value[:60]) if type(value) is str else repr(value)[:60]
 
 
-def _read_header(path: str | Path, data: mmap.mmap) -> tuple[FeaturesHeader, dict[str, str], int]:
+def _read_header(path: str | Path, file: IO[bytes]) -> tuple[FeaturesHeader, dict[str, str]]:
     try:
-        part, position = _read_part(f"{path} header", data, 0)
+        with naming_errors(path, "reading"):
+            file.seek(0)
+            part = _read_part(f"{path} header", file)
     except InputError as error:
         raise InputError(f"{error}; is it a file that tokenize_to_features.py wrote?") from None
     if part.get("format") != FORMAT:
         raise InputError(f"{path} is not a features file; write it with tokenize_to_features.py")
-    if part.get("version") != VERSION:
-        raise InputError(f"{path} header: version {part.get('version')} where {VERSION} is read; tokenize again")
+    version = part.get("version")
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"{path} header: version {_shown(version)} where {VERSION} is read; tokenize again")
     kinds = FeaturesHeader.__annotations__
     values = {}
     for key, kind in kinds.items():
@@ -293,13 +307,15 @@ def _read_header(path: str | Path, data: mmap.mmap) -> tuple[FeaturesHeader, dic
     if not 3 < header.max_seq_length < 1 << 31 or not 0 < header.vocab_size < 1 << 31:
         raise InputError(f"{path} header: max_seq_length or vocab_size is out of range; tokenize again")
     if header.set_name not in SET_NAMES:
-        raise InputError(f"{path} header: set_name '{header.set_name}' is none of {', '.join(SET_NAMES)}")
+        raise InputError(f"{path} header: set_name {_shown(header.set_name)} is none of {', '.join(SET_NAMES)}")
     if part.get("dtypes") != header.dtypes():
         raise InputError(f"{path} header: dtypes are not {header.dtypes()}; tokenize again")
-    return header, part["dtypes"], position
+    return header, part["dtypes"]
 
 
-def _checked_block(where: str, header: FeaturesHeader, dtypes: dict[str, str], part: dict) -> FeatureBlock:
+def _checked_block(
+    where: str, header: FeaturesHeader, dtypes: dict[str, str], part: dict, file: IO[bytes]
+) -> FeatureBlock:
     """Everything a block promises, checked for all its examples at once; an error names the first example at fault."""
     n, ids = part.get("num_examples"), part.get("example_ids")
     if type(n) is not int or not 0 <= n <= BLOCK_EXAMPLES:
@@ -307,39 +323,44 @@ def _checked_block(where: str, header: FeaturesHeader, dtypes: dict[str, str], p
     if type(ids) is not str or (ids.count("\n") + 1 if ids else 0) != n:
         raise InputError(f"{where}: example_ids are not {n} lines")
     example_ids = ids.split("\n") if ids else []
-    arrays = {}
     for key, dtype in dtypes.items():
-        raw = part.get(key)
-        if type(raw) is not memoryview or len(raw) % np.dtype(dtype).itemsize:
+        place, itemsize = part.get(key), np.dtype(dtype).itemsize
+        if type(place) is not range or len(place) % itemsize:
             raise InputError(f"{where}: {key} is missing or no array of {dtype}")
-        arrays[key] = np.frombuffer(raw, dtype)
-        if key != "input_ids" and len(arrays[key]) != n:
-            raise InputError(f"{where}: {key} has {len(arrays[key])} values for {n} examples")
+        if key != "input_ids" and len(place) != n * itemsize:
+            raise InputError(f"{where}: {key} has {len(place) // itemsize} values for {n} examples")
     if set(part) != {"num_examples", "example_ids", *dtypes}:
-        raise InputError(f"{where}: unknown key {min(set(part) - {'num_examples', 'example_ids', *dtypes})!r}")
+        unknown = min(set(part) - {"num_examples", "example_ids", *dtypes})
+        raise InputError(f"{where}: unknown key {_shown(unknown)}")
+    if len(part["input_ids"]) > BLOCK_TOKEN_BYTES:
+        raise InputError(f"{where}: its token ids are more than {BLOCK_TOKEN_BYTES} bytes; write the file again")
 
-    input_ids, lengths = arrays["input_ids"], arrays["lengths"].astype(np.int64)
-    first, labels = arrays["first_segment_lengths"], arrays["labels"]
+    def array(key: str) -> np.ndarray:
+        file.seek(part[key].start)
+        raw = file.read(len(part[key]))
+        if len(raw) != len(part[key]):
+            raise InputError(f"{where}: the file was cut short while it was read; write it again")
+        return np.frombuffer(raw, dtypes[key])
+
+    lengths, first, labels = array("lengths").astype(np.int64), array("first_segment_lengths"), array("labels")
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
     def refuse(at_fault: np.ndarray, what: str) -> None:
         if at_fault.any():
             i = int(np.argmax(at_fault))
-            raise InputError(f"{where} example {i} ('{example_ids[i]}'): {what}; tokenize again")
+            raise InputError(f"{where} example {i} ({_shown(example_ids[i])}): {what}; tokenize again")
 
     refuse(np.array([not example_id for example_id in example_ids], bool), "its id is empty")
     refuse((lengths < 3) | (lengths > header.max_seq_length), f"its length is not from 3 to {header.max_seq_length}")
     refuse((first < 2) | (first > lengths), "its first segment is shorter than 2 tokens or longer than the example")
     refuse((labels < -1) | (labels > 1), "its label is none of -1, 0, 1")
+    input_ids = array("input_ids")
     if offsets[-1] != len(input_ids):
         raise InputError(f"{where}: lengths add up to {offsets[-1]}, but there are {len(input_ids)} token ids")
     if n and input_ids.max() >= header.vocab_size:
-        token = int(np.argmax(input_ids >= header.vocab_size))
-        i = int(np.searchsorted(offsets, token, side="right")) - 1
-        raise InputError(
-            f"{where} example {i} ('{example_ids[i]}'): token id {input_ids[token]} is beyond the vocabulary of "
-            f"{header.vocab_size}; tokenize again"
-        )
+        largest = np.maximum.reduceat(input_ids, offsets[:-1])
+        token = largest[np.argmax(largest >= header.vocab_size)]
+        refuse(largest >= header.vocab_size, f"token id {token} is beyond the vocabulary of {header.vocab_size}")
     return FeatureBlock(example_ids, input_ids, offsets, first, labels)
 
 
@@ -351,24 +372,44 @@ _CONSTANTS = {pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.NONE: None}
 _MARK = object()
 
 
-def _read_part(where: str, data: mmap.mmap, position: int) -> tuple[dict, int]:
-    """Reads one pickled dict by walking its opcodes; `bytes` come back as views of the file.
+def _read_part(where: str, file: IO[bytes]) -> dict:
+    """Reads one pickled dict by walking its opcodes; `bytes` come back as the `range` of their places in the file.
 
     The opcodes below build text, bytes, numbers and dicts. None of those that name or call something is among them.
     """
-    view = memoryview(data)
+    position, file_size = file.tell(), os.fstat(file.fileno()).st_size
+    text_bytes = 0
     stack: list = []
     memo: list = []
 
-    def take(count: int) -> memoryview:
+    def skip(count: int) -> range:
         nonlocal position
-        if count > len(data) - position:
-            raise InputError(f"{where}: cut off at byte {len(data)}")
+        if count > file_size - position:
+            raise InputError(f"{where}: cut off at byte {file_size}")
         position += count
-        return view[position - count : position]
+        return range(position - count, position)
+
+    def take(count: int) -> bytes:
+        skip(count)
+        taken = file.read(count)
+        if len(taken) != count:
+            raise InputError(f"{where}: the file was cut short while it was read; write it again")
+        return taken
 
     def take_size(width: int) -> int:
         return int.from_bytes(take(width), "little")
+
+    def take_text(size: int) -> str:
+        nonlocal text_bytes
+        text_bytes += size
+        if text_bytes > _MAX_TEXT_BYTES and size <= file_size - position:
+            raise InputError(f"{where}: its ids are more than {BLOCK_ID_BYTES} bytes; write the file again")
+        return str(take(size), "utf-8")
+
+    def skip_bytes(size: int) -> range:
+        place = skip(size)
+        file.seek(position)
+        return place
 
     def set_items(target: object, pairs: list) -> None:
         if type(target) is not dict or len(pairs) % 2:
@@ -380,11 +421,11 @@ def _read_part(where: str, data: mmap.mmap, position: int) -> tuple[dict, int]:
 
     try:
         for _ in range(_MAX_OPCODES):
-            opcode = bytes(take(1))
+            opcode = take(1)
             if opcode in _TEXT:
-                stack.append(str(take(take_size(_TEXT[opcode])), "utf-8"))
+                stack.append(take_text(take_size(_TEXT[opcode])))
             elif opcode in _BYTES:
-                stack.append(take(take_size(_BYTES[opcode])))
+                stack.append(skip_bytes(take_size(_BYTES[opcode])))
             elif opcode in _INTS:
                 stack.append(int.from_bytes(take(_INTS[opcode]), "little", signed=opcode == pickle.BININT))
             elif opcode in _CONSTANTS:
@@ -412,7 +453,7 @@ def _read_part(where: str, data: mmap.mmap, position: int) -> tuple[dict, int]:
                 take_size(8)  # a hint for readers that buffer
             elif opcode == pickle.STOP:
                 if len(stack) == 1 and type(stack[0]) is dict:
-                    return stack[0], position
+                    return stack[0]
                 break
             else:
                 raise InputError(f"{where}: pickle opcode {opcode!r} at byte {position - 1} is not allowed in features")

@@ -274,6 +274,17 @@ def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterab
 
 
 @contextlib.contextmanager
+def naming_errors(path: str | Path, doing: str) -> Iterator[None]:
+    """An OSError that does not say of which file it speaks names `path`, and what was being done with it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, f"while {doing}: {error.strerror}", str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def hold_log() -> Iterator[list[logging.LogRecord]]:
     """Collects what is logged inside, to be handed on later: so that a refusal stays one line on stderr."""
     held = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
