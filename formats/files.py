@@ -10,6 +10,7 @@ import logging.handlers
 import os
 import re
 import shutil
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import IO, TypeVar
 
 # Longer than any document of any collection; a longer line is a damaged or hostile file.
 MAX_LINE_BYTES = 1 << 26
+_LONGEST_MESSAGE = 2_000
 
 # Takes the number of a line that is left out, and the reason.
 OnMalformed = Callable[[int, str], None]
@@ -31,19 +33,33 @@ class InputError(ValueError):
 def run_script(main: Callable[[], None], *user_errors: type[Exception]) -> None:
     """Runs a script's `main`. A user's mistake becomes one line on stderr and exit status 2.
 
-    Such are InputError, OSError, and what the script names in `user_errors`.
+    Such are InputError, OSError, and what the script names in `user_errors`. SIGTERM, unless it is handled already,
+    ends `main` by SystemExit, so that nothing half written stays behind; the exit status is 143, as the shell gives it.
     """
     program = os.path.basename(sys.argv[0])
+    handles_sigterm = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if handles_sigterm:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except (InputError, OSError, *user_errors) as error:
         is_about_file = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if is_about_file else " ".join(str(error).split())
-        print(f"{program}: error: {message}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if is_about_file else str(error)
+        print(f"{program}: error: {_one_line(message)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if handles_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _one_line(message: str) -> str:
+    """A message may quote a file, which can hold anything: codes that a terminal obeys, or a line of 64 MiB."""
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
+    return "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
 
 
 def read_lines(
@@ -298,7 +314,8 @@ def hold_log() -> Iterator[list[logging.LogRecord]]:
 def report(line: str, output: Path) -> None:
     """Prints a line about an output and appends it, with the time (UTC), to `OUTPUT.log` beside it."""
     print(line, flush=True)
-    with open(output.with_name(f"{output.name}.log"), "a", encoding="utf-8") as file:
+    log = output.with_name(f"{output.name}.log")
+    with naming_errors(log, "writing"), open(log, "a", encoding="utf-8") as file:
         file.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}\n")
 
 
@@ -408,6 +425,8 @@ def write_whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
     """Opens a file to write that appears under its name only when complete: written beside it, synced, renamed.
 
     Text is UTF-8 with `\\n`, packed where the name ends in `.gz`. On any error nothing is left and an older file stays.
+
+    Raises OSError, which names `path`, where it cannot be written.
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -428,8 +447,9 @@ def write_whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
             os.fsync(raw.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        with contextlib.suppress(OSError):  # the first error says more
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
         raise
 

@@ -91,10 +91,11 @@ def _encode_in_order(
 
 
 def _start(tokenizer: WordPiece) -> None:
-    """What a process keeps. An interrupt is for the main process to handle."""
+    """What a process keeps. An interrupt is for the main process to handle; to be ended is not."""
     global _tokenizer
     _tokenizer = tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 

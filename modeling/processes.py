@@ -42,6 +42,7 @@ def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
         return main
 
     def run() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that waits for the others would see no exception; see join
         store = next(dist.rendezvous("env://"))[0]  # torchrun keeps it, so it outlives any of its processes
         try:
             with contextlib.ExitStack() as stack:
