@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.vocabulary import (
     VocabularyError,
     load_vocabulary,
+    read_json,
     save_tokenizer,
     saved_lower_case,
     vocabulary_sha256,
@@ -39,6 +41,32 @@ _SETTINGS = (
     "initializer_range",
     "layer_norm_eps",
     "pad_token_id",
+)
+# What they may be: more than any BERT there is has.
+_WHOLE_NUMBERS = {
+    "num_hidden_layers": (1, 128),
+    "hidden_size": (1, 1 << 14),
+    "num_attention_heads": (1, 1 << 14),
+    "intermediate_size": (1, 1 << 16),
+    "vocab_size": (1, 1 << 21),
+    "max_position_embeddings": (1, 1 << 20),
+    "type_vocab_size": (1, 1 << 10),
+}
+_NUMBERS = {
+    "hidden_dropout_prob": (0, 1),
+    "attention_probs_dropout_prob": (0, 1),
+    "initializer_range": (0, 100),
+    "layer_norm_eps": (0, 1),
+}
+_DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
 )
 # Settings that would make another model of it.
 _ENCODER = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
@@ -111,9 +139,8 @@ def load_ranker(
             weights[name] = _initial_values(expected[name].shape, config.initializer_range, generator)
     unused = sorted(set(weights) - set(expected))
     if unused:
-        logger.warning("%s: %d tensors not used, the first is %s", model_dir, len(unused), unused[0])
-    model = model.to_empty(device="cpu")
-    _restore_buffers(model)
+        logger.warning("%s: %d tensors not used, the first is %s", model_dir, len(unused), _shown(unused[0]))
+    model = without_values(model, model_dir)
     model.load_state_dict({name: weights[name] for name in expected})
     return model.eval(), checkpoint.fit_dense
 
@@ -124,6 +151,24 @@ def new_ranker(config: BertConfig, pooled_activation: str, where: str | Path) ->
         return BertRanker(config, pooled_activation)
     except Exception as error:  # a setting out of range raises almost anything, deep inside torch
         raise CheckpointError(f"{where}: no BERT can be made from its config ({error!r})") from None
+
+
+def without_values(model: BertRanker, where: str | Path) -> BertRanker:
+    """A ranker of the device `meta` as one on the CPU, to be filled; only its classifier has values, which are 0.
+
+    Memory that is not written to costs nothing yet. Raises CheckpointError where there could not be as much.
+    """
+    try:
+        model = model.to_empty(device="cpu")
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: its config asks for more memory than there is ({error})") from None
+    embeddings = model.bert.embeddings  # their position and segment numbers no checkpoint holds
+    embeddings.position_ids = torch.arange(model.config.max_position_embeddings)[None, :]
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+    return model
 
 
 def missing_heads(model_dir: str | Path) -> list[str]:
@@ -284,7 +329,7 @@ def _config_file(model_dir: Path) -> Path:
 def read_config(config_file: Path) -> tuple[BertConfig, str]:
     """What makes the encoder, and the activation before its classifier. Raises CheckpointError for no BERT config."""
     try:
-        settings = json.loads(config_file.read_text("utf-8"))
+        settings = read_json(config_file)
         if settings.get("model_type", "bert") != "bert":
             raise CheckpointError(f"{config_file}: model_type '{settings['model_type']}' is not bert")
         pooled_activation = settings.pop("pooled_activation", "none")
@@ -292,11 +337,13 @@ def read_config(config_file: Path) -> tuple[BertConfig, str]:
             if settings.get(name, needed) != needed:
                 raise CheckpointError(f"{config_file}: {name} is {settings[name]}, a ranker needs {needed}")
         config = BertConfig.from_dict({name: settings[name] for name in _SETTINGS if name in settings})
-        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"):
-            if getattr(config, name) < 1:
-                raise CheckpointError(f"{config_file}: {name} {getattr(config, name)} is not 1 or more")
-        if config.initializer_range < 0:
-            raise CheckpointError(f"{config_file}: initializer_range {config.initializer_range} is negative")
+        last_token = {"pad_token_id": (0, config.vocab_size - 1)} if config.pad_token_id is not None else {}
+        for name, (least, most) in (_WHOLE_NUMBERS | _NUMBERS | last_token).items():
+            value = getattr(config, name)
+            if type(value) is not int and (name not in _NUMBERS or type(value) is not float):
+                raise CheckpointError(f"{config_file}: {name} {_shown(value)} is no number that it could be")
+            if not least <= value <= most:
+                raise CheckpointError(f"{config_file}: {name} {_shown(value)} is not from {least} to {most}")
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(
                 f"{config_file}: hidden size {config.hidden_size} is no multiple of {config.num_attention_heads} heads"
@@ -318,6 +365,7 @@ def _read(model_dir: Path) -> Checkpoint:
         if weights_file.suffix == ".safetensors":
             raw = safetensors.torch.load_file(weights_file)
         else:
+            _refuse_packed(weights_file)
             raw = torch.load(weights_file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage raises almost anything, an OSError without a name included
         reason = (str(error).strip() or repr(error)).split("\n")[0]
@@ -327,11 +375,20 @@ def _read(model_dir: Path) -> Checkpoint:
     ):
         raise CheckpointError(f"{weights_file}: holds something else than named tensors")
 
+    for name, tensor in raw.items():
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
+        if not plain or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+            raise CheckpointError(f"{weights_file}: {_shown(name)} is no plain tensor of numbers")
+    # One number can claim to be a tensor of any size. Tied embeddings are in the file once, under two names.
+    size = sum(tensor.numel() * tensor.element_size() for tensor in raw.values())
+    if size > 2 * weights_file.stat().st_size:
+        raise CheckpointError(f"{weights_file}: its tensors claim {size} bytes, more than the file holds")
+
     weights, fit_dense = {}, {}
     bare = not any(_without_prefix(name).startswith("bert.") for name in raw)
     for name, tensor in raw.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{weights_file}: {name} is not finite")
+            raise CheckpointError(f"{weights_file}: {_shown(name)} is not finite")
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", _without_prefix(name))
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
@@ -342,13 +399,22 @@ def _read(model_dir: Path) -> Checkpoint:
             fit_dense[name.removeprefix("fit_dense.")] = tensor.float()
         else:
             weights[name] = tensor.float()
-    depths = [int(found[1]) for name in weights if (found := re.match(r"bert\.encoder\.layer\.(\d+)\.", name))]
+    depths = [int(found[1]) for name in weights if (found := re.match(r"bert\.encoder\.layer\.(\d{1,9})\.", name))]
     depth = max(depths, default=-1) + 1
     if depth != config.num_hidden_layers:
         raise CheckpointError(
             f"{weights_file}: has {depth} layers where {config_file.name} says {config.num_hidden_layers}"
         )
     return Checkpoint(config, pooled_activation, weights | _two_outputs(weights, weights_file), fit_dense)
+
+
+def _refuse_packed(weights_file: Path) -> None:
+    """torch packs nothing, but unpacks what is packed, a thousandfold. Raises ValueError."""
+    if zipfile.is_zipfile(weights_file):
+        with zipfile.ZipFile(weights_file) as archive:
+            size = sum(record.file_size for record in archive.infolist())
+        if size > weights_file.stat().st_size:
+            raise ValueError(f"unpacks to {size} bytes, more than the file holds")
 
 
 def _two_outputs(weights: dict[str, torch.Tensor], weights_file: Path) -> dict[str, torch.Tensor]:
@@ -363,6 +429,11 @@ def _two_outputs(weights: dict[str, torch.Tensor], weights_file: Path) -> dict[s
             f"{weights_file}: its classifier has {count} outputs; a ranker has two (class 1 is relevant), or one"
         )
     return head
+
+
+def _shown(value: object) -> str:
+    """What a stranger's file holds, for a message: printable, and no longer than one reads."""
+    return value[:100] if isinstance(value, str) and value.isprintable() else repr(value)[:100]
 
 
 def _without_prefix(name: str) -> str:
@@ -381,10 +452,3 @@ def _initial_values(shape: torch.Size, initializer_range: float, generator: torc
     if len(shape) == 1:
         return torch.zeros(shape)
     return torch.empty(shape).normal_(0.0, initializer_range, generator=generator)
-
-
-def _restore_buffers(model: BertRanker) -> None:
-    """The embeddings' position and segment numbers, which no checkpoint holds and `to_empty` leaves undefined."""
-    embeddings = model.bert.embeddings
-    embeddings.position_ids = torch.arange(model.config.max_position_embeddings)[None, :]
-    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig
 
 from modeling.bert import BertRanker
-from modeling.checkpoint import CheckpointError, new_ranker
+from modeling.checkpoint import CheckpointError, new_ranker, without_values
 
 
 class Converted(NamedTuple):
@@ -44,7 +44,8 @@ def convert_variables(
 
     Raises CheckpointError for a variable that is missing, of another shape, not finite, or part of another encoder.
     """
-    model = new_ranker(config, "none", where)
+    with torch.device("meta"):
+        model = new_ranker(config, "none", where)
     weights = model.state_dict()
     variables = {parameter: variable_name(parameter) for parameter in weights}
     has_classifier = "output_weights" in names or "output_bias" in names
@@ -60,6 +61,8 @@ def convert_variables(
         raise CheckpointError(
             f"{where}: {of_encoder[0]} has no place in the encoder of the config ({len(of_encoder)} such variables)"
         )
+    model = without_values(model, where)
+    weights = model.state_dict()
     for parameter, name in variables.items():
         is_kernel = name.endswith("/kernel")
         array = np.asarray(read(name), np.float32)

@@ -16,6 +16,11 @@ from modeling.wordpiece import LONGEST_WORD
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+# Many times what the largest BERT has: vocabularies of half a million tokens, and configs.
+_MAX_VOCABULARY_BYTES = 1 << 24
+_MAX_CONFIG_BYTES = 1 << 20
+
+
 class VocabularyError(ValueError):
     """A vocabulary that cannot be used. The message names the file."""
 
@@ -30,14 +35,16 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
         return read_vocab_file(vocab_file)
     if tokenizer_file.is_file():
         try:
-            model = json.loads(tokenizer_file.read_text("utf-8"))["model"]
+            model = read_json(tokenizer_file, _MAX_VOCABULARY_BYTES)["model"]
             if model.get("type", "WordPiece") != "WordPiece":
                 raise VocabularyError(f"{tokenizer_file}: a {model['type']} vocabulary; BERT's is WordPiece")
             ids = model["vocab"]
             tokens = sorted(ids, key=ids.__getitem__)
             if [ids[token] for token in tokens] != list(range(len(tokens))):
                 raise VocabularyError(f"{tokenizer_file}: token ids are not 0 to {len(tokens) - 1}")
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except VocabularyError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise VocabularyError(f"{tokenizer_file}: no tokenizer file ({type(error).__name__}: {error})") from None
         return _checked(tokens, tokenizer_file)
     raise VocabularyError(f"{model_dir} holds neither vocab.txt nor tokenizer.json; name a model directory")
@@ -46,25 +53,49 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
 def read_vocab_file(path: Path) -> list[str]:
     """Reads a `vocab.txt`, a token a line. Raises VocabularyError where it is no BERT WordPiece vocabulary."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = _read_at_most(path, _MAX_VOCABULARY_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
+    except ValueError as error:
+        raise VocabularyError(f"{path}: {error}") from None
     return _checked([line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)], path)
 
 
 def _checked(tokens: list[str], path: Path) -> list[str]:
-    missing = [token for token in SPECIAL_TOKENS[:4] if token not in tokens]
+    line_of: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if not token:
+            raise VocabularyError(f"{path}: token {number} is empty")
+        if line_of.setdefault(token, number) != number:
+            raise VocabularyError(f"{path}: token {number} is {token[:100]!r}, as is token {line_of[token]}")
+    missing = [token for token in SPECIAL_TOKENS[:4] if token not in line_of]
     if missing:
         raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is no BERT vocabulary")
     if tokens[0] != "[PAD]":
-        raise VocabularyError(f"{path}: the first token is '{tokens[0]}', where BERT's is [PAD]")
+        raise VocabularyError(f"{path}: the first token is {tokens[0][:100]!r}, where BERT's is [PAD]")
     return tokens
+
+
+def read_json(path: Path, most_bytes: int = _MAX_CONFIG_BYTES) -> object:
+    """What a JSON file of a model directory holds. Raises ValueError where it is too long, too deep, or none."""
+    try:
+        return json.loads(_read_at_most(path, most_bytes).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _read_at_most(path: Path, most_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"is longer than {most_bytes} bytes")
+    return content
 
 
 def saved_lower_case(model_dir: str | Path) -> bool | None:
     """What `tokenizer_config.json` says of `do_lower_case`; None where it says nothing."""
     try:
-        saved = json.loads((Path(model_dir) / "tokenizer_config.json").read_text("utf-8"))
+        saved = read_json(Path(model_dir) / "tokenizer_config.json")
         return saved["do_lower_case"] if isinstance(saved["do_lower_case"], bool) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,0 +1,316 @@
+"""Model directories from strangers: code in weights, claims of size, configs and vocabularies that make no sense.
+
+A process of its own reads them all, since its memory is measured.
+"""
+
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny import ONE_THREAD, ROOT, STUDENT, TOKENS, bert_config, student_weights, write_published, write_transformers
+
+MOST_MEMORY = 256 << 20  # beyond what torch needs by itself
+MOST_SECONDS = 2
+
+CHILD = r"""
+import json, sys, time
+import torch
+from modeling.checkpoint import CheckpointError, initial_ranker, load_ranker, new_ranker
+from modeling.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
+
+def measure(name):
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) << 10
+
+called = []
+wanted = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
+sys.addaudithook(lambda event, arguments: called.append(event) if event in wanted else None)
+load_ranker(sys.argv[1], initialise_missing_with_seed=7)
+for directory in map(str.rstrip, sys.stdin):
+    found = []
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    before, start = measure("VmRSS"), time.monotonic()
+    for read in (
+        lambda: load_ranker(directory, initialise_missing_with_seed=7),
+        lambda: initial_ranker(directory, 2, 8, 2, 16, seed=1),
+        lambda: load_vocabulary(directory),
+        lambda: saved_lower_case(directory),
+    ):
+        try:
+            read()
+            found.append(None)
+        except (CheckpointError, VocabularyError) as error:
+            found.append(str(error))
+    print(json.dumps([directory, found, time.monotonic() - start, measure("VmHWM") - before, called]), flush=True)
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+
+
+class Calls:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.mark}'",)
+
+
+class Evaluates(Calls):
+    def __reduce__(self):
+        return eval, (f"open({str(self.mark)!r}, 'w')",)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def bin_file(content: object, zipped: bool = True) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def packed_bin() -> bytes:
+    """A weights file whose numbers, 400 MB of zeros, are packed."""
+    plain = io.BytesIO(bin_file({"classifier.bias": torch.zeros(100_000_000)}))
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+    ):
+        for record in source.infolist():
+            target.writestr(record.filename, source.read(record))
+    return packed.getvalue()
+
+
+def with_code(mark: Path) -> dict[str, bytes]:
+    """Weights that run something, or would if they were unpickled by pickle."""
+    files = {}
+    for zipped in (True, False):
+        for code in (Calls(mark), Evaluates(mark)):
+            where = f"{type(code).__name__} {'zip' if zipped else 'legacy'}"
+            weights = student_weights()
+            hooked = torch.zeros(2).as_subclass(Subclass)
+            hooked.code = code
+            files |= {
+                f"{where} alone": bin_file(code, zipped),
+                f"{where} entry": bin_file(weights | {"classifier.bias": code}, zipped),
+                f"{where} name": bin_file({"classifier.bias": torch.zeros(2), "more": [{"k": (code,)}]}, zipped),
+                f"{where} subclass": bin_file(weights | {"classifier.bias": hooked}, zipped),
+            }
+    files["plain pickle"] = pickle.dumps(Calls(mark), 2)
+    files["pickle protocol 0"] = pickle.dumps({"classifier.bias": Calls(mark)}, 0)
+    # first what runs, then a legacy file that is whole
+    files["pickle before a valid file"] = pickle.dumps(Calls(mark), 2) + bin_file(student_weights(), False)
+    return files
+
+
+def safetensors_file(header: object, data: bytes = b"", size: int | None = None) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw) if size is None else size) + raw + data
+
+
+def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def bad_safetensors() -> dict[str, bytes]:
+    whole = safetensors.torch.save(student_weights())
+    header_size = 8 + struct.unpack("<Q", whole[:8])[0]
+    cuts = [0, 1, 7, 8, 9, header_size // 2, header_size - 1, header_size, header_size + 1, len(whole) // 2]
+    cuts += [len(whole) - 4, len(whole) - 1]
+    files = {f"cut at {cut}": whole[:cut] for cut in cuts}
+    files |= {
+        f"header of {size}": struct.pack("<Q", size) + whole[8:] for size in (0, 1, 10**8, 2**32, 2**63, 2**64 - 1)
+    }
+    bias = "classifier.bias"
+    return files | {
+        "more bytes": whole + b"\0",
+        "overlapping": safetensors_file({bias: entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),
+        "with a gap": safetensors_file({bias: entry(0, 8, [2]), "b": entry(12, 20, [2])}, bytes(20)),
+        "twice": safetensors_file(b'{"a": %b, "a": %b}' % ((json.dumps(entry(0, 8, [2])).encode(),) * 2), bytes(8)),
+        "beyond the file": safetensors_file({bias: entry(0, 1 << 40, [1 << 38])}, bytes(8)),
+        "shape and bytes": safetensors_file({bias: entry(0, 8, [3])}, bytes(8)),
+        "shape that overflows": safetensors_file({bias: entry(0, 0, [1 << 32, 1 << 32])}),
+        "no bytes of many rows": safetensors_file({bias: entry(0, 0, [1 << 40, 0])}),
+        "negative shape": safetensors_file({bias: entry(0, 8, [-2])}, bytes(8)),
+        "backwards": safetensors_file({bias: entry(8, 0, [2])}, bytes(8)),
+        "unknown dtype": safetensors_file({bias: entry(0, 8, [2], "O")}, bytes(8)),
+        "nested": safetensors_file(b'{"a":' * 50_000),
+        "control codes": safetensors_file({"\x1b[31m\n": entry(0, 4, [1])}, b"\0\0\xc0\x7f"),
+        "a layer of 5000 digits": safetensors_file({f"bert.encoder.layer.{'9' * 5000}.a": entry(0, 4, [1])}, bytes(4)),
+        "layer 999,999,999": safetensors_file({"bert.encoder.layer.999999999.a": entry(0, 4, [1])}, bytes(4)),
+        "text": b"text\n" * 99,
+    }
+
+
+def bad_bins() -> dict[str, bytes]:
+    one = torch.zeros(1)
+    return {
+        "a number that claims to be many": bin_file({"classifier.bias": one.expand(10**6, 10**6)}),
+        "a number of 10^18": bin_file({"classifier.bias": one.expand(10**9, 10**9)}),
+        "many names of one": bin_file({f"bert.{i}": one.expand(100) for i in range(20_000)}),
+        "packed": packed_bin(),
+        "on no device": bin_file({"classifier.bias": torch.zeros(10**9, 10**6, device="meta")}),
+        "sparse": bin_file({"classifier.bias": torch.sparse_coo_tensor(torch.tensor([[5]]), [1.0], (10**15,))}),
+        "quantized": bin_file({"classifier.bias": torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8)}),
+        "complex": bin_file({"classifier.bias": torch.zeros(2, dtype=torch.complex64)}),
+        "float8": bin_file({"classifier.bias": torch.zeros(2, dtype=torch.float8_e4m3fn)}),
+        "huge bytearray": b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
+        "huge storage": b"\x80\x02ctorch\nFloatStorage\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
+        "huge tensor": b"\x80\x02ctorch\nFloatTensor\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
+        "nested lists": b"\x80\x02" + b"](" * 200_000,
+    }
+
+
+BAD_SETTINGS: list[dict] = [
+    {name: value}
+    for name in (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+    )
+    for value in (
+        10**9,
+        10**12,
+        10**4000,
+        2**63,
+        0,
+        -1,
+        12.0,
+        1e300,
+        float("nan"),
+        float("inf"),
+        "12",
+        True,
+        None,
+        [12],
+        {},
+    )
+]
+BAD_SETTINGS += [
+    {name: value}
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range")
+    for value in (float("nan"), float("inf"), -float("inf"), -0.1, 10**12, "0.1", True, None, [0.1])
+]
+BAD_SETTINGS += [{"hidden_act": value} for value in ("os.system", "", 5, None, ["gelu"], {"gelu": 1}, "x" * 99_999)]
+BAD_SETTINGS += [{"pad_token_id": value} for value in (-1, 10**12, 0.5, "0", True, [0])]
+BAD_SETTINGS += [
+    {"num_hidden_layers": 128, "hidden_size": 1 << 14, "intermediate_size": 1 << 16, "vocab_size": 1 << 21}
+]
+BAD_SETTINGS += [{"model_type": value} for value in ("gpt2", 5, None, ["bert"], "\x1b[2J")]
+BAD_SETTINGS += [{"pooled_activation": value} for value in ("os.system", 5, None, ["relu"], "\x1b[2J")]
+
+
+def bad_configs() -> dict[str, bytes]:
+    files = {
+        f"{str(settings)[:60]}": json.dumps(bert_config(STUDENT) | settings).encode()
+        if "1" * 3000 not in str(settings) and 10**4000 not in settings.values()
+        else json.dumps(bert_config(STUDENT, marked=0))
+        .replace(f'"{next(iter(settings))}": ', f'"{next(iter(settings))}": 1{"0" * 4000}')
+        .encode()
+        for settings in BAD_SETTINGS
+    }
+    return files | {
+        "nested": b"[" * 900_000,
+        "nested in a setting": b'{"hidden_size": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "many digits": b'{"hidden_size": ' + b"9" * 500_000 + b"}",
+        "1e999": b'{"hidden_size": 1e999}',
+        "utf-16": json.dumps(bert_config(STUDENT)).encode("utf-16"),
+        "long": b" " * (2 << 20) + json.dumps(bert_config(STUDENT)).encode(),
+        "empty": b"",
+    }
+
+
+def bad_vocabularies() -> dict[str, bytes]:
+    good = "".join(f"{token}\n" for token in TOKENS).encode()
+    return {
+        "the same token twice": good + b"dog\n",
+        "an empty line": good + b"\n",
+        "empty lines": good.replace(b"cat\n", b"\n\n\n"),
+        "only empty lines": b"\n" * 10_000_000,
+        "a huge line": good + b"x" * (20 << 20),
+        "a huge line without end": b"x" * (16 << 20),
+        "huge lines at fault": good + (b"\x1b" * 999_999 + b"\n") * 2,
+        "first a huge line": b"\x1b" * 999_999 + b"\n" + good,
+        "not utf-8": good + b"\xff\n",
+    }
+
+
+def bad_tokenizers() -> dict[str, bytes]:
+    return {
+        "nested": b"[" * 9_000_000,
+        "nested vocabulary": b'{"model": {"vocab": ' + b'{"a":' * 50_000,
+        "many digits": b'{"model": {"vocab": {"[PAD]": ' + b"9" * 5000 + b"}}}",
+        "long": b" " * (17 << 20) + b"{}",
+        "a list": b"[1, 2]",
+        "a type of another kind": b'{"model": {"type": ["WordPiece"], "vocab": {}}}',
+        "ids of other kinds": b'{"model": {"vocab": {"[PAD]": 0, "[UNK]": [1], "[CLS]": {"a": 1}, "[SEP]": null}}}',
+        "ids that are no numbers": b'{"model": {"vocab": {"[PAD]": NaN, "[UNK]": NaN}}}',
+        "huge ids": b'{"model": {"vocab": {"[PAD]": 0, "[UNK]": 1e308, "[CLS]": 999999999999}}}',
+        "tokens of a terminal": b'{"model": {"type": "\\u001b[2J", "vocab": {}}}',
+    }
+
+
+def test_model_files_of_strangers_are_refused_in_little_memory_and_time(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    good = write_transformers(tmp_path / "good", STUDENT, student_weights())
+    directories: list[tuple[Path, int]] = []
+
+    def add(kind: str, files: dict[str, bytes], file_name: str, reader: int, write: Callable) -> None:
+        for i, content in enumerate(files.values()):
+            directory = write(tmp_path / f"{kind}{i}", STUDENT, student_weights())
+            if file_name == "tokenizer.json":
+                (directory / "vocab.txt").unlink()
+            (directory / file_name).write_bytes(content)
+            if kind == "configs" and i % 2:
+                (directory / "tokenizer_config.json").write_bytes(content)
+            directories.append((directory, reader))
+
+    add("code", with_code(mark), "pytorch_model.bin", 0, write_published)
+    add("bins", bad_bins(), "pytorch_model.bin", 0, write_published)
+    add("safetensors", bad_safetensors(), "model.safetensors", 0, write_transformers)
+    add("configs", bad_configs(), "config.json", 0, write_transformers)
+    add("vocabularies", bad_vocabularies(), "vocab.txt", 2, write_transformers)
+    add("tokenizers", bad_tokenizers(), "tokenizer.json", 2, write_transformers)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(good)],
+        input="".join(f"{directory}\n" for directory, _ in directories),
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=140,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, (directories[len(lines)], done.stderr[-2000:])
+    assert not mark.exists()
+    assert len(lines) == len(directories) > 150
+    for (directory, reader), line in zip(directories, lines, strict=True):
+        _, found, seconds, memory, called = json.loads(line)
+        assert found[reader] is not None and str(directory) in found[reader], (directory, found)
+        assert called == [], directory
+        assert memory < MOST_MEMORY, (directory, memory >> 20, found)
+        assert seconds < MOST_SECONDS, (directory, seconds, found)
+
+
+def test_a_config_of_a_billion_layers_is_refused_by_name(tmp_path: Path) -> None:
+    from modeling.checkpoint import CheckpointError, load_ranker
+
+    directory = write_transformers(tmp_path / "m", STUDENT, student_weights(), num_hidden_layers=10**9)
+    with pytest.raises(CheckpointError, match=r"config\.json: num_hidden_layers 1000000000 is not from 1 to 128"):
+        load_ranker(directory)
