@@ -36,13 +36,14 @@ def make_example_id(query_id: str, doc_id: str, passage_number: int) -> str:
 def split_example_id(example_id: str) -> tuple[str, str]:
     """Splits `query_id#passage_id` at the first `#`.
 
-    Raises ValueError where there is no `#`, or where either id is empty or holds white space, which no run could carry.
+    Raises ValueError where there is no `#`, or where either id is empty or holds white space or a NUL, which no run
+    could carry.
     """
     query_id, hash_sign, passage_id = example_id.partition("#")
     if not hash_sign:
         raise ValueError(f"example id '{example_id}' has no '#' between its query id and its passage id")
     for name, value in (("query", query_id), ("passage", passage_id)):
-        if value.split() != [value]:
+        if value.split() != [value] or "\0" in value:
             raise ValueError(f"example id '{example_id}' needs a {name} id that is not empty and has no white space")
     return query_id, passage_id
 

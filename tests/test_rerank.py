@@ -19,8 +19,10 @@ from tiny import (
 
 from benchmarks import plain
 from formats.features import Example, Features, FeaturesHeader, read_blocks, write_features
+from formats.files import InputError
 from formats.scores import PassageScore, read_scores
 from modeling.vocabulary import vocabulary_sha256
+from rerank import check_features
 
 EXAMPLES = 23
 
@@ -171,6 +173,54 @@ def test_features_that_were_cut_leave_no_scores(inputs: Path, tmp_path: Path, mo
     for kept in (len(content) // 2, len(content) * 9 // 10, len(content) - 1):
         (tmp_path / "cut").write_bytes(content[:kept])
         refused(inputs, tmp_path, "--features_file", tmp_path / "cut", says=(tmp_path / "cut", "block"))
+
+
+@pytest.mark.parametrize(
+    ("place", "row", "says"),
+    [
+        (1, {"input_ids": [2, len(TOKENS), 3]}, "token id 46 is beyond the vocabulary of 46"),
+        (0, {"input_ids": [2, 5, 65_535]}, "token id 65535 is beyond the vocabulary of 46"),
+        (2, {"first_segment_length": 5}, "first segment is shorter than 2 tokens or longer than the example"),
+        (1, {"first_segment_length": 1}, "first segment is shorter than 2 tokens"),
+        (2, {"label": 2}, "its label is none of -1, 0, 1"),
+        (0, {"label": -2}, "its label is none of -1, 0, 1"),
+        (1, {"input_ids": [2, 3]}, "its length is not from 3 to 17"),
+        (1, {"input_ids": [2] * 18}, "its length is not from 3 to 17"),
+        (2, {"example_id": "q#d\0"}, "white space"),
+        (2, {"example_id": ""}, "its id is empty"),
+    ],
+)
+def test_examples_that_are_wrong_are_named_and_leave_no_scores(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, row: dict, says: str
+) -> None:
+    header = FeaturesHeader(17, len(TOKENS), True, "test", vocabulary_sha256(TOKENS))
+    examples = [Example(f"q#d_{i}", [2, 5 + i, 3, 3], 3, -1) for i in range(6)]
+    examples[3 + place] = examples[3 + place]._replace(**row)
+    with monkeypatch.context() as small_blocks:
+        small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 3)
+        write_features(tmp_path / "f", header, examples)
+    (tmp_path / "older").write_text("older")
+    more = ["--features_file", tmp_path / "f", "--output_scores_file", tmp_path / "older", "--overwrite"]
+    refused(inputs, tmp_path, *more, says=(f"{tmp_path / 'f'} block 1 example {place}", says))
+    refused(inputs, tmp_path, *more[:2], says=(f"{tmp_path / 'f'} block 1 example {place}", says))
+    assert (tmp_path / "older").read_text() == "older"
+
+
+def test_features_cut_at_any_byte_leave_no_scores(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every byte by the check that `main` begins with, and at some by all of the script."""
+    with monkeypatch.context() as small_blocks:
+        small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 3)
+        write_tiny_features(tmp_path / "whole", count=7, set_name="test")
+    content, cut = (tmp_path / "whole").read_bytes(), tmp_path / "cut"
+    for kept in range(len(content)):
+        cut.write_bytes(content[:kept])
+        with pytest.raises(InputError) as caught:
+            check_features(cut, None)
+        assert str(cut) in str(caught.value) and (kept < 500 or " block " in str(caught.value))
+        if kept % 97 == 0:
+            refused(inputs, tmp_path, "--features_file", cut, says=(cut,))
 
 
 def test_an_id_that_no_run_can_carry_is_refused(inputs: Path, tmp_path: Path) -> None:
