@@ -98,6 +98,10 @@ def read_lines(
                 on_position(on_disk.tell())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged after line {number}: {error}") from None
+    except OSError as error:
+        if error.filename is None:  # of the disk, while reading
+            raise OSError(error.errno, f"after line {number}: {error.strerror}", str(path)) from error
+        raise
     if number == 0:
         raise InputError(f"{path} is empty")
 

@@ -278,8 +278,35 @@ def test_an_error_of_the_input_is_not_put_on_the_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, write_whole(tmp_path / "out") as file:
         for _, line in read_lines(tmp_path / "missing"):
             file.write(line)
-    assert caught.value.filename == str(tmp_path / "missing") or caught.value.filename == tmp_path / "missing"
+    assert str(caught.value.filename) == str(tmp_path / "missing")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_input_that_cannot_be_read_to_its_end_is_named_and_not_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BrokenFile(io.FileIO):
+        def readinto(self, buffer: bytearray) -> int:
+            if self.tell() > 100_000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer[:4096])
+
+    (tmp_path / "in").write_text("line of text\n" * 10_000)
+
+    def copy() -> None:
+        with write_whole(tmp_path / "out") as file:
+            file.writelines(line for _, line in read_lines(tmp_path / "in"))
+
+    def opened(path: Path, mode: str = "r", *more: object, **named: object) -> IO:
+        return open(path, mode, *more, **named) if "w" in mode else io.BufferedReader(BrokenFile(path), 1 << 12)
+
+    monkeypatch.setattr("formats.files.open", opened, raising=False)
+    with pytest.raises(SystemExit) as done:
+        run_script(copy)
+    assert done.value.code == 2
+    line = capsys.readouterr().err
+    assert f" error: {tmp_path / 'in'}: after line " in line and line.endswith(": Input/output error\n")
+    assert os.listdir(tmp_path) == ["in"]
 
 
 @pytest.mark.parametrize("bad", ["\x1b]0;title\x07", "\x9b31m", "\u202egpj", "\x7f", "\ud800"])
