@@ -708,10 +708,12 @@ def train(
                     scaler.step(optimizer)
                     scaler.update()
             except GradientError as error:
-                raise InputError(
+                message = (
                     f"update {global_step}: {error}, so the run stops before it; lower --learning_rate, or look at the "
                     f"teacher and the examples {', '.join(features.example_ids(examples))}"
-                ) from None
+                )
+                logger.error("%s", message)  # in full, however many examples there are
+                raise InputError(message) from None
             optimizer.zero_grad()
             if not faults:
                 progress["sums"] = [total + mean for total, mean in zip(progress["sums"], means, strict=True)]

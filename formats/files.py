@@ -318,25 +318,14 @@ def hold_log() -> Iterator[list[logging.LogRecord]]:
 def report(line: str, output: Path) -> None:
     """Prints a line about an output and appends it, with the time (UTC), to `OUTPUT.log` beside it."""
     print(line, flush=True)
-    log = output.with_name(f"{output.name}.log")
-    with naming_errors(log, "writing"), open(log, "a", encoding="utf-8") as file:
-        file.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}\n")
-
-
-@contextlib.contextmanager
-def errors_name(path: str | Path) -> Iterator[None]:
-    """Inside, an OSError that names no file, as one of writing does, names `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
-        raise
+    append_line(
+        output.with_name(f"{output.name}.log"), f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}"
+    )
 
 
 def append_line(path: str | Path, line: str) -> None:
     """Adds a line to a file that others may follow while it grows."""
-    with errors_name(path), open(path, "a", encoding="utf-8", newline="\n") as file:
+    with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(f"{line}\n")
 
 
@@ -391,7 +380,7 @@ def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with errors_name(path):
+        with naming_errors(path, "writing"):
             partial.mkdir()
             yield partial
             for file in partial.iterdir():
@@ -416,7 +405,7 @@ def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
 
 def _sync(path: Path) -> None:
     """Has a file, or the names in a directory, survive a loss of power."""
-    with errors_name(path):
+    with naming_errors(path, "writing"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
