@@ -89,3 +89,16 @@ def test_environments_name_the_same_packages():
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_parse(path):
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_every_test_that_the_table_of_promises_names_exists():
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    of_section = ""
+    named = 0
+    for line in (ROOT / "tests" / "README.md").read_text().splitlines():
+        if line.startswith("#"):
+            of_section = "".join(tests[name] for name in re.findall(r"`(test_\w+\.py)`", line))
+        for file, test in re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", line):
+            assert f"def {test}(" in (tests[file] if file else of_section), test
+            named += 1
+    assert named > 50
