@@ -281,7 +281,12 @@ def _open_file(path: str | Path) -> IO[bytes]:
 
 
 def _shown(value: object) -> str:
-    """What a file holds, for a message: on one line, and not longer than one reads."""
+    """What a file holds, for a message: on one line, and not longer than one reads.
+
+    Not the `repr` of a dict, which may hold another ten times, and that a third, to no end.
+    """
+    if type(value) is dict:
+        return "a dict"
     return repr(value[:60]) if type(value) is str else repr(value)[:60]
 
 

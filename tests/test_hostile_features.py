@@ -36,6 +36,7 @@ from formats.features import (
     BLOCK_EXAMPLES,
     BLOCK_ID_BYTES,
     BLOCK_TOKEN_BYTES,
+    FORMAT,
     Example,
     Features,
     read_blocks,
@@ -285,6 +286,15 @@ BOMBS = [
     b"\x80\x04}" + b"\x94" * 996 + b".",
     b"\x80\x04]\x94" + b"h\x00h\x00\x86\x94" * 60 + b".",  # a billion laughs
     b"\x80\x04" + text("ha" * 99) + b"\x94" + b"h\x00" * 900 + b".",
+    # one of dicts, where a message quotes it
+    b"\x80\x04}\x94"
+    + b"".join(
+        text("version") + b"}\x94" + b"".join(text(f"{i}") + b"h" + bytes([level]) + b"s" for i in range(9)) + b"s"
+        for level in range(20)
+    )
+    + text("format")
+    + text(FORMAT)
+    + b"s.",
     b"\x80\x04}\x94" + (text("k") + b"h\x00s") * 300 + b".",
     b"\x80\x04}\x94" + b"".join(text("k") + b"}\x94" for _ in range(300)) + b"s" * 300 + b".",
     b"\x80\x04L" + b"9" * 999_999 + b"L\n.",
