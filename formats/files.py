@@ -361,23 +361,22 @@ def hold_directory(path: Path, flag: str) -> Iterator[None]:
 
 
 def remove_left_overs(directory: Path) -> None:
-    """Removes what processes that were killed while they wrote left in a directory, which is held, and beside it."""
-    directory = Path(os.path.abspath(directory))
-    for place, name in ((directory, ".+"), (directory.parent, re.escape(directory.name))):
-        for path in place.iterdir():
-            if re.fullmatch(rf"\.{name}\.[0-9]+\.partial", path.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes what processes that were killed while they wrote left in a directory, which is held."""
+    for path in directory.iterdir():
+        if re.fullmatch(r"\..+\.[0-9]+\.partial", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
 def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
-    """Hands out a directory beside `path` to fill; on leaving, `path` holds its files, or nothing of them on an error.
+    """Hands out a directory to fill; on leaving, `path` holds its files, or nothing of them on an error.
 
     All is synced before it gets its name. Where `path` exists its other files stay, and file `last`, without which the
-    directory counts as incomplete, is taken away first and arrives last.
+    directory counts as incomplete, is taken away first and arrives last. The directory to fill then lies in `path`,
+    which may be on another disk than what is above it (a link, a mount); else beside it.
     """
     path = Path(os.path.abspath(path))  # "." has no name
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = (path if path.is_dir() else path.parent) / f".{path.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with naming_errors(path, "writing"):
@@ -393,7 +392,7 @@ def write_whole_directory(path: Path, last: str) -> Iterator[Path]:
                 _sync(path)
             else:
                 partial.rename(path)
-            _sync(path.parent)
+                _sync(path.parent)
     except OSError as error:
         if error.filename is not None:  # under its final name, which the user knows
             name = str(error.filename).replace(str(partial), str(path))
