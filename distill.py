@@ -616,7 +616,8 @@ def signals_noted() -> Iterator[list[int]]:
     def note(number: int, frame: object) -> None:
         if not noted and rank() == 0:
             name = signal.Signals(number).name
-            os.write(sys.__stderr__.fileno(), f"\n{name}: finishing the update, then saving\n".encode())
+            with contextlib.suppress(OSError, AttributeError):  # Ctrl-C has ended the `tee` that stderr went to as well
+                os.write(sys.__stderr__.fileno(), f"\n{name}: finishing the update, then saving\n".encode())
         noted.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,26 @@ def test_a_signal_finishes_the_update_and_saves_it(
     for name in set(ended) - set(uninterrupted):
         assert name.startswith(f"checkpoint-{stop}/")  # the only ones more
     assert {name: ended[name] for name in uninterrupted} == uninterrupted
+
+
+def test_a_signal_saves_though_nobody_reads_stderr_any_more(inputs: Path, tmp_path: Path) -> None:
+    def interrupt() -> None:  # as Ctrl-C does in `distill.py ... 2>&1 | tee log`
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=at_update(3, interrupt))
+    assert done.status != 0
+    check_checksums(tmp_path / "out" / "checkpoint-3")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs another file system")
+def test_a_linked_directory_on_another_disk(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        tmp_path.joinpath("out").symlink_to(elsewhere)
+        distil(inputs, tmp_path / "out")
+        assert result(Path(elsewhere)) == uninterrupted
 
 
 def test_a_signal_in_the_last_update_is_too_late_to_stop(
