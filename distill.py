@@ -616,8 +616,8 @@ def signals_noted() -> Iterator[list[int]]:
     def note(number: int, frame: object) -> None:
         if not noted and rank() == 0:
             name = signal.Signals(number).name
-            with contextlib.suppress(OSError, AttributeError):  # Ctrl-C has ended the `tee` that stderr went to as well
-                os.write(sys.__stderr__.fileno(), f"\n{name}: finishing the update, then saving\n".encode())
+            with contextlib.suppress(OSError, AttributeError):  # Ctrl-C may have ended the `tee` that stderr goes to
+                os.write(sys.__stderr__.fileno(), f"\n{name}: finishing the update and saving\n".encode())
         noted.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -921,9 +921,10 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
         train(args, device, features, student, teacher, fit_dense, layer_map, start, save_checkpoint)
     seconds = time.monotonic() - begin
     if rank() == 0:
-        with write_whole_directory(directory, last="config.json") as partial:
-            write_student(partial)
-        write_run_file(directory, True, settings)
+        with signals_noted():  # too late to stop: without checkpoints, all would be lost
+            with write_whole_directory(directory, last="config.json") as partial:
+                write_student(partial)
+            write_run_file(directory, True, settings)
         logger.info("wrote %s", directory)
     updates = len(features) // args.train_batch_size * args.num_train_epochs
     updates -= checkpoint_step(start) if start else 0

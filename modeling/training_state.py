@@ -46,7 +46,10 @@ def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
 def save_training_state(
     directory: Path, training: Training, generators: list[dict[str, torch.Tensor]], progress: dict
 ) -> None:
-    """Writes the state into a directory. `generators`: `generator_states` of all processes; `progress`: for JSON."""
+    """Writes the state into a directory. `generators`: `generator_states` of all processes; `progress`: for JSON.
+
+    Raises TrainingStateError, before anything is written, where a parameter or a moment is not finite.
+    """
     tensors = {f"trained.{name}": tensor for name, tensor in training.trained.state_dict().items()}
     for name, parameter in training.parameters_with_moments():
         tensors |= {f"{moment}.{name}": training.optimizer.state[parameter][moment] for moment in ("m", "v")}
@@ -58,6 +61,9 @@ def save_training_state(
         "scaler": training.scaler.state_dict(),
     }
     saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in saved.items():
+        if not tensor.isfinite().all():
+            raise TrainingStateError(f"no checkpoint is saved, since {name} is not finite; lower --learning_rate")
     directory.joinpath(FILE_NAME).write_bytes(safetensors.torch.save(saved, {"state": json.dumps(numbers)}))
 
 

@@ -36,6 +36,7 @@ from formats.checksums import check_checksums
 from formats.files import InputError
 from modeling.checkpoint import load_ranker
 from modeling.optimization import BertAdam
+from modeling.training_state import Training, TrainingStateError, save_training_state
 
 STOPPED = 75
 UPDATES = 10  # two epochs of 5
@@ -152,6 +153,23 @@ def test_a_signal_in_the_last_update_is_too_late_to_stop(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     prepare = at_update(UPDATES, send(signal.SIGTERM))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=prepare)
+    assert done.status == 0, done
+    assert result(tmp_path / "out") == uninterrupted
+
+
+def test_a_signal_while_the_student_is_written_is_too_late_to_stop(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    def prepare() -> None:
+        replace = Path.replace
+
+        def watched(self: Path, target: Path) -> Path:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return replace(self, target)
+
+        Path.replace = watched
+
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=prepare)
     assert done.status == 0, done
     assert result(tmp_path / "out") == uninterrupted
@@ -589,6 +607,15 @@ def test_losses_that_cannot_be_written(inputs: Path, tmp_path: Path, uninterrupt
 
 
 # What is not finite.
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    trained = torch.nn.ModuleDict({"fit_dense": torch.nn.Linear(2, 3)})
+    training = Training(trained, BertAdam(trained.parameters(), lr=1, total_steps=1), torch.amp.GradScaler("cpu"))
+    trained["fit_dense"].bias.data[1] = float("inf")
+    with pytest.raises(TrainingStateError, match=r"fit_dense\.bias is not finite"):
+        save_training_state(tmp_path, training, [], {})
+    assert not list(tmp_path.iterdir())
 
 
 def with_loss(name: str, change: Callable[[torch.Tensor], torch.Tensor], first: int, last: int | None = None):
