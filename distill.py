@@ -68,6 +68,7 @@ from modeling.processes import (
     with_one_voice,
     world_size,
 )
+from modeling.training_state import FILE_NAME as TRAINING_STATE
 from modeling.training_state import (
     Training,
     TrainingStateError,
@@ -87,6 +88,7 @@ STOPPED = 75  # exit status: stopped by a signal and saved, to be gone on with (
 MOST_SKIPPED = 100  # updates in a row: a scaler needs some 20 to find its scale, so more have another reason
 RUN_FILE = "training.json"
 LOSS_FILE = "train_loss.jsonl"
+CHECKPOINT_FILES = {"config.json", "model.safetensors", "vocab.txt", LOSS_FILE, TRAINING_STATE}
 # Flags that change no figure, or whose files are compared by content.
 NOT_SETTINGS = {
     *("features_file", "max_seq_length", "do_lower_case", "teacher_model", "no_teacher_check", "general_student_model"),
@@ -348,7 +350,10 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Removes it in such an order that a part of it never counts as complete."""
+    """Removes it in such an order that a part of it never counts as complete; of a link, the link alone."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        checkpoint.unlink()
+        return
     checkpoint.joinpath(CHECKSUMS).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
@@ -357,9 +362,9 @@ def newest_complete_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that holds, byte for byte, what was saved; a warning names each newer one that does not."""
     for checkpoint in reversed(earlier_checkpoints(directory)):
         try:
-            check_checksums(checkpoint)
+            check_checksums(checkpoint, CHECKPOINT_FILES)
             return checkpoint
-        except (InputError, OSError) as error:
+        except InputError as error:
             logger.warning("%s; going on from an earlier checkpoint", error)
     return None
 
@@ -412,13 +417,12 @@ def prepare_output_dir(directory: Path, settings: dict, start: Path | None) -> N
     The model of an earlier run stays until the new one replaces it; its checkpoints go.
     """
     remove_left_overs(directory)
-    losses = b""
     if start is None:
         directory.joinpath(RUN_FILE).unlink(missing_ok=True)
-        for checkpoint in earlier_checkpoints(directory):
+    for checkpoint in earlier_checkpoints(directory):
+        if start is None or checkpoint_step(checkpoint) > checkpoint_step(start):  # of another run, or damaged
             remove_checkpoint(checkpoint)
-    else:
-        losses = start.joinpath(LOSS_FILE).read_bytes()
+    losses = b"" if start is None else start.joinpath(LOSS_FILE).read_bytes()
     write_run_file(directory, False, settings)
     with write_whole(directory / LOSS_FILE, binary=True) as file:
         file.write(losses)
@@ -707,14 +711,16 @@ def train(
                     raise GradientError(f"{', '.join(faults)} not finite")
                 if not faults or args.fp16_backend == "apex":  # apex looks at the gradients itself, and has to
                     scaler.step(optimizer)
-                    scaler.update()
             except GradientError as error:
-                message = (
-                    f"update {global_step}: {error}, so the run stops before it; lower --learning_rate, or look at the "
-                    f"teacher and the examples {', '.join(features.example_ids(examples))}"
-                )
-                logger.error("%s", message)  # in full, however many examples there are
-                raise InputError(message) from None
+                if args.precision != "fp16":
+                    message = (
+                        f"update {global_step}: {error}, so the run stops before it; lower --learning_rate, or look at "
+                        f"the teacher and the examples {', '.join(features.example_ids(examples))}"
+                    )
+                    logger.error("%s", message)  # in full, however many examples there are
+                    raise InputError(message) from None
+            if not faults:
+                scaler.update()
             optimizer.zero_grad()
             if not faults:
                 progress["sums"] = [total + mean for total, mean in zip(progress["sums"], means, strict=True)]
@@ -900,8 +906,6 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
         if rank() > 0:
             return
         checkpoint = directory / f"checkpoint-{progress['global_step']}"
-        if checkpoint.exists():  # damaged, or this run would have begun after it
-            remove_checkpoint(checkpoint)
         with write_whole_directory(checkpoint, last=CHECKSUMS) as partial:
             write_student(partial)
             state = progress | {"settings": settings, "machine": machine}
@@ -910,10 +914,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             write_checksums(partial)
         logger.info("wrote %s", checkpoint)
         if args.keep_checkpoints:
-            known = [
-                path for path in earlier_checkpoints(directory) if checkpoint_step(path) <= progress["global_step"]
-            ]
-            for older in known[: -args.keep_checkpoints]:
+            for older in earlier_checkpoints(directory)[: -args.keep_checkpoints]:
                 remove_checkpoint(older)
 
     begin = time.monotonic()

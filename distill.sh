@@ -172,7 +172,9 @@ layer_terms=() label_terms=()
 [[ $teacher_check == yes ]] || label_terms+=(--no_teacher_check)
 if [[ $distill_model_type == tinybert ]]; then
     intermediate_dir=${output_student_dir}_intermediate
-    if [[ -e $intermediate_dir/config.json && ! -e $output_student_dir/config.json ]] &&
+    is_new=no   # the second step's student is yet to come
+    if [[ ! -e $output_student_dir/config.json ]] || is_unfinished "$output_student_dir"; then is_new=yes; fi
+    if [[ $overwrite == no && $is_new == yes && -e $intermediate_dir/config.json ]] &&
         ! is_unfinished "$intermediate_dir"; then
         echo "The first step is done: $intermediate_dir"
     else

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from formats.files import InputError
@@ -17,21 +18,23 @@ def write_checksums(directory: Path) -> None:
     directory.joinpath(FILE_NAME).write_bytes("".join(lines).encode("utf-8"))
 
 
-def check_checksums(directory: Path) -> None:
-    """Raises InputError, naming the file, where one is missing, was added, or is not what it was."""
+def check_checksums(directory: Path, needed: Collection[str]) -> None:
+    """Asks that the files which were there, of which some are `needed`, are what they were; others may have come.
+
+    Raises InputError, naming the file, where one is not.
+    """
     path = directory / FILE_NAME
     try:
         text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{directory} has no {FILE_NAME}, so it is not complete") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is damaged") from None
     sums = {name: digest for digest, name in _LINE.findall(text)}
     if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
         raise InputError(f"{path} is damaged")
-    if sorted(sums) != _file_names(directory):
-        different = min(set(sums) ^ set(_file_names(directory)))
-        raise InputError(f"{directory / different} is {'missing' if different in sums else f'not in {FILE_NAME}'}")
+    if missing := (set(needed) - set(sums)) | (set(sums) - set(_file_names(directory))):
+        raise InputError(f"{directory / min(missing)} is missing, or not in {FILE_NAME}")
     for name, digest in sums.items():
         if _sha256(directory / name) != digest:
             raise InputError(f"{directory / name} is damaged: its SHA-256 is not that of {FILE_NAME}")

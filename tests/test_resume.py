@@ -32,6 +32,7 @@ from tiny import (
 )
 
 import modeling.losses
+from distill import CHECKPOINT_FILES
 from formats.checksums import check_checksums
 from formats.files import InputError
 from modeling.checkpoint import load_ranker
@@ -118,7 +119,7 @@ def test_a_signal_finishes_the_update_and_saves_it(
     assert done.status == STOPPED, done
     assert f"{signal.Signals(number).name}: finishing the update" in done.stderr
     assert f"stopped by a signal after update {stop}; --resume goes on" in done.stderr
-    check_checksums(output / f"checkpoint-{stop}")
+    check_checksums(output / f"checkpoint-{stop}", CHECKPOINT_FILES)
     assert not (output / "config.json").exists()
     assert not (output / ".lock").exists()
     distil(inputs, output, "--resume")
@@ -138,7 +139,7 @@ def test_a_signal_saves_though_nobody_reads_stderr_any_more(inputs: Path, tmp_pa
 
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=at_update(3, interrupt))
     assert done.status != 0
-    check_checksums(tmp_path / "out" / "checkpoint-3")
+    check_checksums(tmp_path / "out" / "checkpoint-3", CHECKPOINT_FILES)
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs another file system")
@@ -462,7 +463,7 @@ def test_a_run_holds_its_directory_while_it_trains(inputs: Path, tmp_path: Path)
 
 def damaged(checkpoint: Path) -> bool:
     try:
-        check_checksums(checkpoint)
+        check_checksums(checkpoint, CHECKPOINT_FILES)
     except InputError as error:
         assert str(checkpoint) in str(error)
         return True
@@ -496,6 +497,36 @@ def test_a_checkpoint_with_any_bit_flipped_or_any_part_cut_off_is_refused(inputs
         if content:  # there may be no line of losses yet
             assert with_content(file, content[: generator.randrange(len(content))]), file
     assert not damaged(checkpoint)
+
+
+def test_files_of_others_in_a_checkpoint_do_no_harm(inputs: Path, tmp_path: Path) -> None:
+    output = stop_early(inputs, tmp_path, 4)
+    (output / "checkpoint-4" / "scores.tsv").write_text("of the checkpoint")
+    distil(inputs, output, "--resume")
+    assert f"resuming from {output / 'checkpoint-4'}" in (output / "distill.log").read_text()
+
+
+def test_a_checkpoint_that_is_a_link_or_a_file_is_taken_away_alone(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    output = stop_early(inputs, tmp_path, 6)
+    (output / "checkpoint-6").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "config.json").write_text("damaged")
+    (output / "checkpoint-6").symlink_to(tmp_path / "elsewhere")
+    (output / "checkpoint-8").write_text("no directory")
+    distil(inputs, output, "--resume")
+    assert result(output) == uninterrupted
+    assert (tmp_path / "elsewhere" / "SHA256SUMS").exists()
+
+
+def test_an_error_of_the_disk_is_no_damage(inputs: Path, tmp_path: Path) -> None:
+    output = stop_early(inputs, tmp_path, 4)
+    before = result(output)
+    failing = mock.patch("formats.checksums._sha256", side_effect=OSError(errno.EIO, "I/O error", "the file"))
+    with failing:
+        done = run_main("distill.py", *arguments(inputs, output, "--resume"))
+    assert_refused(done, "the file: I/O error")
+    assert result(output) == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training_state.safetensors", "train_loss.jsonl", "SHA256SUMS"])
@@ -562,7 +593,7 @@ def test_an_error_while_a_checkpoint_is_saved(
     assert os.strerror(number) in last
     assert ".partial" not in last
     assert "Traceback" not in done.stderr
-    check_checksums(output / "checkpoint-2")
+    check_checksums(output / "checkpoint-2", CHECKPOINT_FILES)
     load_ranker(output / "checkpoint-2")
     assert not (output / "checkpoint-4").exists() or call == 18  # all of it was there before the last sync
     assert not list(output.rglob(".*"))
@@ -584,7 +615,7 @@ def test_a_limit_on_the_size_of_files(inputs: Path, tmp_path: Path, uninterrupte
     assert (
         done.stderr.splitlines()[-1] == f"distill.py: error: {output / 'checkpoint-4'}: while writing: File too large"
     )
-    check_checksums(output / "checkpoint-2")
+    check_checksums(output / "checkpoint-2", CHECKPOINT_FILES)
     assert not (output / "checkpoint-4").exists()
     distil(inputs, output, "--resume")
     assert result(output) == uninterrupted
