@@ -26,6 +26,14 @@ class ScoredDoc(NamedTuple):
     score: float
 
 
+class RankedDoc(NamedTuple):
+    """One line of a run of which the rank column counts."""
+
+    query_id: str
+    doc_id: str
+    rank_and_score: tuple[int, float]
+
+
 class Qrel(NamedTuple):
     """One judgement: a relevance above 0 is relevant."""
 
@@ -50,17 +58,32 @@ def read_run(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[
     Raises InputError, naming file and line, for a wrong number of columns, a score that is not a finite number, or a
     document that its query has already. With `on_malformed` such lines are left out, as in `read_rows`.
     """
-    run: dict[str, dict[str, float]] = {}
-    documents = FirstLines(path, _scored_doc, key=lambda row: row[:2])
-    for number, row in read_rows(path, _scored_doc, on_malformed):
-        scores = run.setdefault(row.query_id, {})
-        if row.doc_id in scores:
+    return _read_run(path, _scored_doc, on_malformed)
+
+
+def read_ranked_run(
+    path: str | Path, on_malformed: OnMalformed | None = None
+) -> dict[str, dict[str, tuple[int, float]]]:
+    """Reads `{query_id: {doc_id: (rank, score)}}` as `read_run` does; a rank that is not an integer is a fault too."""
+    return _read_run(path, _ranked_doc, on_malformed)
+
+
+def _read_run(
+    path: str | Path, parse: Callable[[str], ScoredDoc | RankedDoc], on_malformed: OnMalformed | None
+) -> dict[str, dict]:
+    """Reads `{query_id: {doc_id: value}}` of a run, of which `parse` makes `(query_id, doc_id, value)` of each line."""
+    run: dict[str, dict] = {}
+    documents = FirstLines(path, parse, key=lambda row: row[:2])
+    for number, row in read_rows(path, parse, on_malformed):
+        query_id, doc_id, value = row
+        values = run.setdefault(query_id, {})
+        if doc_id in values:
             first = documents.of_repeated(row)
-            reason = f"document {row.doc_id} of query {row.query_id} stands in line {first} already"
+            reason = f"document {doc_id} of query {query_id} stands in line {first} already"
             refuse_line(path, number, reason, on_malformed)
             continue
         # The queries of a run share documents: one string for each id, not one for each line.
-        scores[sys.intern(row.doc_id)] = row.score
+        values[sys.intern(doc_id)] = value
     return run
 
 
@@ -170,6 +193,14 @@ def _as_float32(scores: list[float]) -> np.ndarray:
 def _scored_doc(line: str) -> ScoredDoc:
     query_id, _, doc_id, _, score, _ = _columns(line, ("query_id", "Q0", "doc_id", "rank", "score", "run_name"))
     return ScoredDoc(query_id, doc_id, parse_score(score))
+
+
+def _ranked_doc(line: str) -> RankedDoc:
+    scored = _scored_doc(line)
+    rank = _COLUMN.findall(line)[3]
+    if not _INTEGER.fullmatch(rank):
+        raise ValueError(f"rank '{rank}' is not an integer")
+    return RankedDoc(scored.query_id, scored.doc_id, (int(rank), scored.score))
 
 
 def _qrel_rows(path: str | Path, on_malformed: OnMalformed | None) -> Iterator[tuple[int, Qrel]]:

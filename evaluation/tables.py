@@ -1,0 +1,45 @@
+"""Rows of text as a table: for the terminal, markdown or LaTeX."""
+
+import re
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
+
+
+def text_table(rows: Rows) -> str:
+    """Aligned columns, the first to the left and all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip() + "\n")
+    return "".join(lines)
+
+
+def markdown_table(rows: Rows) -> str:
+    """A table of GitHub's markdown, whose first row is the head."""
+    head, *body = [[re.sub(r"([\\|*_`<>\[\]])", r"\\\1", cell) for cell in row] for row in rows]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
+
+
+def latex_table(rows: Rows) -> str:
+    """A `tabular` that needs no package, whose first row is the head."""
+    head, *body = [" & ".join(map(escape_latex, row)) + r" \\" + "\n" for row in rows]
+    columns = f"l{'r' * (len(rows[0]) - 1)}"
+    return f"\\begin{{tabular}}{{{columns}}}\n\\hline\n{head}\\hline\n{''.join(body)}\\hline\n\\end{{tabular}}\n"
+
+
+def escape_latex(text: str) -> str:
+    """The text as LaTeX prints it as it stands; the sign of a negative number becomes a minus."""
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return f"$-${escaped[1:]}" if re.match(r"-[0-9]", escaped) else escaped
