@@ -92,7 +92,7 @@ def parse_args() -> argparse.Namespace:
         metavar="RUN",
         help="compare the other runs with this one, one of RUN or another: paired t-test and randomization test (two-"
         "sided; 100,000 random sign flips, or all where there are fewer), p-values with Holm's correction over the "
-        "runs of each measure, effect size (Cohen's d of the differences), on how many queries a run wins, ties and loses",
+        "runs of each measure, effect size (Cohen's d of the differences), how many queries a run wins, ties, loses",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed (default: text)")
     parser.add_argument("--per_query", metavar="FILE", help="write the columns run, measure, query_id, value; a TSV")
@@ -180,7 +180,7 @@ def released_measures(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
     }
 
 
-def test_against(baseline: str, evaluated: dict[str, Evaluated], qrels: Qrels) -> Tests:
+def compare_with_baseline(baseline: str, evaluated: dict[str, Evaluated], qrels: Qrels) -> Tests:
     """Compares every other run with the baseline, by every measure.
 
     Raises InputError where there are fewer than two queries to compare.
@@ -290,7 +290,7 @@ def main() -> None:
     for path, count in rejected.items():
         print(f"note: {count} lines of {path} do not fit and were left out", file=sys.stderr)
     baseline = names[args.baseline] if args.baseline else None
-    tests = test_against(baseline, evaluated, qrels) if baseline else {}
+    tests = compare_with_baseline(baseline, evaluated, qrels) if baseline else {}
     if args.format == "tsv":
         printed = as_tsv(evaluated, tests)
     elif args.format == "json":

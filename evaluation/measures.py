@@ -144,6 +144,6 @@ def trec_eval_name(name: str) -> str:
     others = sorted(pytrec_eval.supported_measures - _PARAMETER.keys() - _NOT_NUMBERS)
     raise ValueError(
         f"'{name}' is no measure that is known. Known are MRR, MAP, NDCG; MRR@k, Judged@k, NDCG@k, MAP@k, P@k, "
-        f"Recall@k, R@k, Success@k, relative_P.k with a number for k; iprec_at_recall.0.1, Rprec_mult.0.2 and others of them; "
-        f"{', '.join(others)}"
+        f"Recall@k, R@k, Success@k, relative_P.k with a number for k; iprec_at_recall.0.1, Rprec_mult.0.2 and "
+        f"others of them; {', '.join(others)}"
     )

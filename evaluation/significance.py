@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 # Differences closer than this, relative to the largest value, are rounding: 0.3 - 0.2 and 0.2 - 0.1 are one difference.
 _ROUNDING = 1e-12
@@ -38,6 +37,8 @@ def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, 
 
     Raises ValueError where the lengths differ, a value is not finite, or there are fewer than two queries.
     """
+    from scipy import stats  # late, since it takes longer to load than most evaluations
+
     run, base = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if run.ndim != 1 or run.shape != base.shape:
         raise ValueError(f"{run.size} values and {base.size} of the baseline are not pairs")

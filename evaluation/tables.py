@@ -12,6 +12,8 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
+    "[": "{[}",  # at the start of a row these two would belong to the end of the row before
+    "*": "{*}",
 }
 
 
@@ -41,5 +43,5 @@ def latex_table(rows: Rows) -> str:
 
 def escape_latex(text: str) -> str:
     """The text as LaTeX prints it as it stands; the sign of a negative number becomes a minus."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
     return f"$-${escaped[1:]}" if re.match(r"-[0-9]", escaped) else escaped

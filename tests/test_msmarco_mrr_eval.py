@@ -1,5 +1,6 @@
-"""MRR of a run."""
+"""Measures of runs, and comparisons."""
 
+import json
 import math
 import random
 import subprocess
@@ -7,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import run_main
+from tiny import Finished, assert_refused, run_main
 
 from convert_to_trec_results import read_documents
+from evaluation import tables
 from evaluation.aggregation import aggregation_function
-from evaluation.measures import first_relevant_rank, mean_reciprocal_rank
+from evaluation.measures import first_relevant_rank
 from formats.trec import write_qrels, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,12 +94,6 @@ def test_ranks_come_from_the_scores_and_ties_from_the_ids(tmp_path) -> None:
     run = "7 Q0 D1 1 1.0 x\n7 Q0 D2 2 0.999999999999 x\n7 Q0 D3 3 2.0 x\n"
     assert evaluate_text(tmp_path, "7 0 D2 1\n", run).stdout == "query_num: 1\nMRR: 0.5\nMRR@10: 0.5\n"
     assert evaluate_text(tmp_path, "7 0 D3 1\n", run).stdout == "query_num: 1\nMRR: 1.0\nMRR@10: 1.0\n"
-
-
-def test_mean_reciprocal_rank_by_hand() -> None:
-    assert mean_reciprocal_rank([1, None, 4, 11]) == (1 + 1 / 4 + 1 / 11) / 4
-    assert mean_reciprocal_rank([1, None, 4, 11], cutoff=10) == 1.25 / 4
-    assert mean_reciprocal_rank([10], cutoff=10) == 0.1
 
 
 def random_collection(seed: int) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, int]]]:
@@ -199,3 +195,282 @@ def test_loads_no_torch() -> None:
     code = "import sys, msmarco_mrr_eval; print('torch' in sys.modules, 'transformers' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert loaded.stdout == "False False\n", loaded.stderr
+
+
+# Queries a and b are judged and in all runs, c is not in two.run, d in none, x is not judged.
+FILES = {
+    "qrels.txt": "a 0 D1 1\na 0 D2 0\nb 0 D1 2\nb 0 D3 1\nc 0 D2 1\nd 0 D1 1\n",
+    "one.run": (
+        "a Q0 D1 1 0.75 x\na Q0 D4 2 0.5 x\nb Q0 D2 1 4 x\nb Q0 D1 2 2 x\nc Q0 D3 2 1 x\nc Q0 D2 1 0.5 x\n"
+        "x Q0 D1 1 1 x\n"
+    ),
+    "two.run": "b Q0 D1 1 9 x\nb Q0 D3 2 8 x\na Q0 D2 1 7 x\na Q0 D1 2 6 x\n",
+    "3_%.run": "a Q0 D9 1 7 x\nb Q0 D9 1 7 x\nc Q0 D9 1 7 x\n",
+}
+NOTES_OF_ONE = """\
+note: 1 of 4 queries have no judgements and do not count
+note: 1 judged queries are not in the run and do not count
+"""
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def evaluate_files(files: Path, *args: object) -> Finished:
+    """Runs the script; names of FILES stand for the files."""
+    return run_main("msmarco_mrr_eval.py", *(files / str(arg) if arg in FILES else arg for arg in args))
+
+
+def test_measures_of_one_run_by_hand(files) -> None:
+    """Of a, b, c the first relevant document has rank 1, 2, 2; of the first two one each is relevant, and judged."""
+    done = evaluate_files(files, "qrels.txt", "one.run", "--measures", "MRR@1", "P@2,Judged@2", "recip_rank", "num_ret")
+    assert done.stdout == (
+        f"query_num: 3\nMRR@1: {1 / 3!r}\nP@2: 0.5\nJudged@2: 0.5\nrecip_rank: {2 / 3!r}\nnum_ret: 6\n"
+    )
+    assert done.stderr == NOTES_OF_ONE
+
+
+def test_official_msmarco_by_hand(files) -> None:
+    """The rank column puts D2 of query c first, unlike the scores; d counts 0: (1 + 1/2 + 1 + 0) / 4."""
+    done = evaluate_files(files, "qrels.txt", "one.run", "--official_msmarco")
+    assert done.stdout == "query_num: 4\nMRR: 0.5\nMRR@10: 0.5\nofficial_MRR@100: 0.625\n"
+    assert done.stderr == (
+        "note: 1 of 4 queries have no judgements and count 0\n"
+        "note: 1 judged queries are not in the run and do not count, but 0 in official_MRR@100\n"
+    )
+
+
+@pytest.mark.parametrize("rank", ["1.5", "", "x", "1e2", "9999999999"])
+def test_official_msmarco_needs_ranks(files, rank: str) -> None:
+    (files / "one.run").write_text(f"a Q0 D1 {rank or '-'} 0.5 x\na Q0 D2 7 0.75 x\n")
+    assert_refused(evaluate_files(files, "qrels.txt", "one.run", "--official_msmarco"), "one.run line 1: rank '")
+    assert evaluate_files(files, "qrels.txt", "one.run").stdout == "query_num: 1\nMRR: 0.5\nMRR@10: 0.5\n"
+    skipped = evaluate_files(files, "qrels.txt", "one.run", "--official_msmarco", "--skip_malformed")
+    assert skipped.stdout == "query_num: 1\nMRR: 0.0\nMRR@10: 0.0\nofficial_MRR@100: 0.0\n"
+    assert "1 lines of" in skipped.stderr
+
+
+def test_several_runs_are_a_table_that_names_them(files) -> None:
+    done = evaluate_files(files, "qrels.txt", "one.run", "two.run", "3_%.run")
+    assert done.stdout == (
+        "run      query_num     MRR  MRR@10\n"
+        "one.run          4  0.5000  0.5000\n"
+        "two.run          2  0.7500  0.7500\n"
+        "3_%.run          3  0.0000  0.0000\n"
+    )
+    assert done.stderr.splitlines()[2] == f"note: {files}/two.run: 2 judged queries are not in the run and do not count"
+
+
+def test_runs_of_one_file_name_are_named_by_their_paths(files) -> None:
+    (files / "other").mkdir()
+    (files / "other" / "one.run").write_text(FILES["two.run"])
+    done = evaluate_files(files, "qrels.txt", "one.run", files / "other" / "one.run", "--format", "tsv")
+    rows = [line.split("\t") for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == [str(files / "one.run")] * 2 + [str(files / "other" / "one.run")] * 2
+
+
+# P@1 of a, b, c is 1, 0, 0 in one.run, 0, 1 in two.run, which lacks c, and 0, 0, 0 in 3_%.run.
+BASELINE = ["--measures", "P@1", "--baseline", "3_%.run"]
+
+
+def test_baseline_by_hand(files) -> None:
+    """Differences 1, 0, 0 and 0, 1, 0: mean 1/3, standard deviation 1/sqrt(3); t is 1, with two degrees of freedom.
+
+    That is p = 0.4226 (1 - 1/sqrt(3)), and the randomization test's is 1; Holm doubles the smaller, here both.
+    """
+    done = evaluate_files(files, "qrels.txt", "one.run", "two.run", *BASELINE)
+    head = ["t-test p", "Holm", "randomization p", "Holm", "effect size", "wins/ties/losses"]
+    figures = ["  0.4226", "0.8453", "         1.0000", "1.0000", "       0.58", "           1/2/0"]
+    assert done.stdout.splitlines() == [
+        "run      query_num     P@1",
+        "3_%.run          3  0.0000",
+        "one.run          3  0.3333",
+        "two.run          2  0.5000",
+        "",
+        "Against 3_%.run:",
+        "",
+        f"run      measure  queries  difference  {head[0]}    {head[1]}  {head[2]}    {'  '.join(head[3:])}",
+        f"one.run      P@1        3      0.3333  {'  '.join(figures)}",
+        f"two.run      P@1        3      0.3333  {'  '.join(figures)}",
+    ]
+    two = f"note: {files}/two.run: 2 judged queries are not in the run and do not count, but 0 in the comparison\n"
+    assert two in done.stderr
+
+
+def test_baseline_may_be_one_of_the_runs(files) -> None:
+    apart = evaluate_files(files, "qrels.txt", "one.run", *BASELINE, "--format", "json")
+    among = evaluate_files(files, "qrels.txt", "3_%.run", "one.run", *BASELINE, "--format", "json")
+    assert apart == among
+    assert json.loads(among.stdout)["runs"][1]["run"] == "one.run"
+
+
+def test_json_and_tsv_hold_full_figures(files) -> None:
+    flags = ["--official_msmarco", *BASELINE]
+    found = json.loads(evaluate_files(files, "qrels.txt", "one.run", "two.run", *flags, "--format", "json").stdout)
+    assert found["baseline"] == "3_%.run"
+    baseline, one, two = found["runs"]
+    assert baseline == {"run": "3_%.run", "query_num": 3, "measures": {"P@1": 0.0, "official_MRR@100": 0.0}}
+    assert two["measures"] == {"P@1": 0.5, "official_MRR@100": 0.375}
+    assert one["against_baseline"]["P@1"] == {
+        "compared_queries": 3,
+        "difference": 1 / 3,
+        "t_test_p": pytest.approx(1 - 1 / math.sqrt(3)),
+        "t_test_p_holm": pytest.approx(2 - 2 / math.sqrt(3)),
+        "randomization_p": 1.0,
+        "randomization_p_holm": 1.0,
+        "effect_size": pytest.approx(1 / math.sqrt(3)),
+        "wins": 1,
+        "ties": 2,
+        "losses": 0,
+    }
+    official = one["against_baseline"]["official_MRR@100"]
+    assert (official["compared_queries"], official["difference"], official["wins"]) == (4, 0.625, 3)
+    tsv = evaluate_files(files, "qrels.txt", "one.run", "two.run", *flags, "--format", "tsv").stdout
+    head, *rows = [line.split("\t") for line in tsv.splitlines()]
+    assert head == ["run", "measure", "queries", "value", *one["against_baseline"]["P@1"]]
+    assert rows[0] == ["3_%.run", "P@1", "3", "0.0", *[""] * 10]
+    for row, run, measure, queries in ((rows[2], one, "P@1", "3"), (rows[5], two, "official_MRR@100", "4")):
+        assert row[:4] == [run["run"], measure, queries, repr(run["measures"][measure])]
+        assert row[4:] == [repr(value) for value in run["against_baseline"][measure].values()]
+
+
+def test_an_infinite_effect_is_null_in_json(files) -> None:
+    (files / "two.run").write_text("a Q0 D1 1 1 x\nb Q0 D1 1 1 x\nc Q0 D2 1 1 x\n")
+    done = evaluate_files(files, "qrels.txt", "two.run", *BASELINE, "--format", "json")
+    found = json.loads(done.stdout)["runs"][1]["against_baseline"]["P@1"]
+    assert (found["effect_size"], found["t_test_p"], found["randomization_p"]) == (None, 0.0, 0.25)
+    assert "inf" in evaluate_files(files, "qrels.txt", "two.run", *BASELINE).stdout
+
+
+def test_formats_of_the_default_measures(files) -> None:
+    done = evaluate_files(files, "qrels.txt", "one.run", "--format", "json")
+    runs = [{"run": "one.run", "query_num": 4, "measures": {"MRR": 0.5, "MRR@10": 0.5}}]
+    assert json.loads(done.stdout) == {"baseline": None, "runs": runs}
+    tsv = evaluate_files(files, "qrels.txt", "one.run", "--format", "tsv").stdout
+    assert tsv == "run\tmeasure\tqueries\tvalue\none.run\tMRR\t4\t0.5\none.run\tMRR@10\t4\t0.5\n"
+
+
+def test_latex_and_markdown_escape_names(files) -> None:
+    latex = evaluate_files(files, "qrels.txt", "3_%.run", "--format", "latex")
+    assert latex.stdout == (
+        "\\begin{tabular}{lrrr}\n\\hline\nrun & query\\_num & MRR & MRR@10 \\\\\n\\hline\n"
+        "3\\_\\%.run & 3 & 0.0000 & 0.0000 \\\\\n\\hline\n\\end{tabular}\n"
+    )
+    markdown = evaluate_files(files, "qrels.txt", "3_%.run", "--format", "markdown")
+    assert markdown.stdout == (
+        "| run | query\\_num | MRR | MRR@10 |\n| --- | ---: | ---: | ---: |\n| 3\\_%.run | 3 | 0.0000 | 0.0000 |\n"
+    )
+    compared = evaluate_files(files, "qrels.txt", "one.run", *BASELINE, "--format", "latex").stdout
+    assert "\nAgainst 3\\_\\%.run:\n" in compared and compared.count("\\begin{tabular}") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a&b%c$d#e_f{g}", r"a\&b\%c\$d\#e\_f\{g\}"),
+        ("\\~^<>|", r"\textbackslash{}\textasciitilde{}\textasciicircum{}$<$$>$$|$"),
+        ("-0.5", "$-$0.5"),
+        ("my-run--2", "my-run-{}-2"),
+        ("[1]*", "{[}1]{*}"),
+    ],
+)
+def test_escape_latex(text: str, escaped: str) -> None:
+    assert tables.escape_latex(text) == escaped
+
+
+def test_markdown_table_by_hand() -> None:
+    rows = [["run", "x"], ["a|b*c`<d>[e]\\", "-1"]]
+    assert tables.markdown_table(rows).splitlines() == [
+        "| run | x |",
+        "| --- | ---: |",
+        r"| a\|b\*c\`\<d\>\[e\]\\ | -1 |",
+    ]
+
+
+def test_per_query_file(files) -> None:
+    out = files / "values.tsv"
+    flags = ["--measures", "MRR@10", "num_ret", "--per_query", out]
+    done = evaluate_files(files, "qrels.txt", "one.run", "two.run", *flags)
+    assert done.status == 0
+    assert out.read_text() == (
+        "run\tmeasure\tquery_id\tvalue\n"
+        "one.run\tMRR@10\ta\t1.0\none.run\tMRR@10\tb\t0.5\none.run\tMRR@10\tc\t0.5\n"
+        "one.run\tnum_ret\ta\t2.0\none.run\tnum_ret\tb\t2.0\none.run\tnum_ret\tc\t2.0\n"
+        "two.run\tMRR@10\tb\t1.0\ntwo.run\tMRR@10\ta\t0.5\ntwo.run\tnum_ret\tb\t2.0\ntwo.run\tnum_ret\ta\t2.0\n"
+    )
+    assert_refused(evaluate_files(files, "qrels.txt", "one.run", *flags), "--per_query", "--overwrite")
+    released = evaluate_files(files, "qrels.txt", "one.run", "--per_query", out, "--overwrite")
+    assert released.stdout == evaluate_files(files, "qrels.txt", "one.run").stdout
+    assert out.read_text().endswith("one.run\tMRR@10\tx\t0.0\n")
+
+
+def test_skip_malformed_with_several_runs(files) -> None:
+    for name in ("one.run", "two.run"):
+        (files / name).write_text(FILES[name] + f"bad line of {name}\n")
+    assert_refused(evaluate_files(files, "qrels.txt", "one.run", "two.run"), "one.run line 8: 4 columns")
+    done = evaluate_files(files, "qrels.txt", "one.run", "two.run", "--skip_malformed")
+    assert done.status == 0
+    for name, line in (("one.run", 8), ("two.run", 5)):
+        assert f"{files}/{name} line {line}: 4 columns" in done.stderr
+        assert f"note: 1 lines of {files}/{name} do not fit and were left out\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["one.run", "--measures", "NDGC@10"], ["--measures: 'NDGC@10' is no measure that is known", "MRR@k"]),
+        (["one.run", "--measures", "P"], ["--measures: 'P' needs a number"]),
+        (["one.run", "--measures", "MAP,,P@5"], ["--measures: '' is no measure"]),
+        (["one.run", "--measures", "NDCG@10", "ndcg_cut.10"], ["--measures: ndcg_cut.10 is given twice"]),
+        (["one.run", "two.run", "one.run"], ["one.run is given twice"]),
+        (["one.run", "--baseline", "one.run"], ["--baseline: there is no other run"]),
+        (["one.run", "--baseline", "two.run", "--measures", "num_ret"], ["--baseline: num_ret is no mean"]),
+        (["one.run", "--baseline", "two.run", "--measures", "MAP", "gm_map"], ["--baseline: gm_map is no mean"]),
+        (["one.run", "--baseline", "none.run"], ["none.run", "No such file"]),
+        (["one.run", "--overwrite"], ["--overwrite: only a --per_query file"]),
+        (["one.run", "--per_query", "one.run", "--overwrite"], ["--per_query", "is also an input"]),
+        (["one.run", "--format", "csv"], ["--format", "csv"]),
+    ],
+)
+def test_refused(files, args: list[str], parts: list[str]) -> None:
+    done = evaluate_files(files, "qrels.txt", *args)
+    assert_refused(done, *parts)
+    assert done.stdout == ""
+    assert {path.name: path.read_text() for path in files.iterdir()} == FILES
+
+
+def test_one_query_is_too_few_to_compare(files) -> None:
+    for name in ("one.run", "two.run"):
+        (files / name).write_text("a Q0 D1 1 1 x\n")
+    out = files / "values.tsv"
+    done = evaluate_files(files, "qrels.txt", "one.run", "--baseline", "two.run", "--per_query", out)
+    assert_refused(done._replace(stderr=done.stderr.splitlines()[-1]), "--baseline: 1 query is too few")
+    assert done.stdout == "" and not out.exists()
+
+
+def test_a_relevance_beyond_trec_eval(files) -> None:
+    (files / "qrels.txt").write_text("a 0 D1 999999999\n")
+    done = evaluate_files(files, "qrels.txt", "3_%.run", "--measures", "NDCG@10")
+    assert done.status == 2 and "relevance of 999999999 is more than" in done.stderr
+
+
+def test_official_msmarco_against_a_plain_version(files) -> None:
+    """Random ranks with gaps and ties, in lines of any order, and scores that say the opposite."""
+    stream = random.Random(2)
+    qrels = {f"q{i}": {f"D{stream.randint(1, 150)}": 1 for _ in range(2)} for i in range(40)}
+    run = {f"q{i}": {f"D{d}": stream.randint(0, 120) for d in range(stream.randint(1, 150))} for i in range(5, 45)}
+    write_qrels(files / "qrels.txt", qrels)
+    rows = [f"{q} Q0 {d} {rank} {rank} x\n" for q, ranks in run.items() for d, rank in ranks.items()]
+    stream.shuffle(rows)
+    (files / "one.run").write_text("".join(rows))
+    total = 0.0
+    for query_id, grades in qrels.items():
+        ranking = sorted((rank, doc_id) for doc_id, rank in run.get(query_id, {}).items())
+        total += max((1 / (i + 1) for i, (_, doc_id) in enumerate(ranking[:100]) if doc_id in grades), default=0.0)
+    done = evaluate_files(files, "qrels.txt", "one.run", "--official_msmarco", "--format", "json")
+    measured = json.loads(done.stdout)["runs"][0]["measures"]["official_MRR@100"]
+    assert 0 < measured == pytest.approx(total / 40, rel=1e-12)

@@ -1,0 +1,150 @@
+"""Measures of a run."""
+
+import math
+import random
+
+import pytest
+import pytrec_eval
+
+from evaluation.measures import (
+    canonical_name,
+    first_relevant_rank,
+    judged_share,
+    mean_measure,
+    measure_per_query,
+    official_msmarco,
+    reciprocal_rank,
+    summarize,
+    trec_eval_name,
+)
+
+QRELS = {"a": {"D1": 2, "D2": 0, "D3": 1}, "b": {"D1": 1}, "c": {"D1": 0, "D9": 0}, "e": {"D1": 1}}
+# a: D4 (not judged), D1, D2, D3; b: no relevant document; c: none at all; d: not judged.
+RUN = {
+    "b": {"D7": 0.5, "D8": 0.25, "D9": 0.125},
+    "a": {"D1": 0.5, "D2": 0.5 - 1e-9, "D3": 0.25, "D4": 2.0},
+    "c": {"D1": 1.0, "D2": 0.5},
+    "d": {"D1": 1.0},
+}
+# in 32 bits D1 and D2 of query a are one score, so the higher id comes first: D4, D2, D1, D3
+BY_HAND = {
+    "MRR": {"b": 0, "a": 1 / 3, "c": 0},
+    "mrr@2": {"b": 0, "a": 0, "c": 0},
+    "MRR@3": {"b": 0, "a": 1 / 3, "c": 0},
+    "MAP": {"b": 0, "a": (1 / 3 + 2 / 4) / 2, "c": 0},
+    "MAP@3": {"b": 0, "a": 1 / 3 / 2, "c": 0},
+    "P@3": {"b": 0, "a": 1 / 3, "c": 0},
+    "P@8": {"b": 0, "a": 2 / 8, "c": 0},
+    "Recall@3": {"b": 0, "a": 1 / 2, "c": 0},
+    "R@4": {"b": 0, "a": 1, "c": 0},
+    "Success@2": {"b": 0, "a": 0, "c": 0},
+    "NDCG@3": {"b": 0, "a": (2 / 2) / (2 + 1 / math.log2(3)), "c": 0},
+    "NDCG": {"b": 0, "a": (2 / 2 + 1 / math.log2(5)) / (2 + 1 / math.log2(3)), "c": 0},
+    "Judged@3": {"b": 0, "a": 2 / 3, "c": 1 / 2},
+    "judged@1": {"b": 0, "a": 0, "c": 1},
+    "num_ret": {"b": 3, "a": 4, "c": 2},
+    "num_rel": {"b": 1, "a": 2, "c": 0},
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str) -> None:
+    """Queries of both only, in the run's order."""
+    found = measure_per_query(name, QRELS, RUN)
+    assert found == pytest.approx(BY_HAND[name], abs=1e-12)
+    assert list(found) == ["b", "a", "c"]
+
+
+def test_summaries_by_hand() -> None:
+    assert mean_measure("MAP", QRELS, RUN) == pytest.approx(5 / 12 / 3)
+    assert mean_measure("num_ret", QRELS, RUN) == 9
+    assert mean_measure("num_q", QRELS, RUN) == 3
+    # trec_eval's floor of 0.00001 for a query
+    assert mean_measure("gm_map", QRELS, RUN) == pytest.approx((5 / 12 * 1e-5 * 1e-5) ** (1 / 3))
+    assert mean_measure("MRR", QRELS, {"d": {"D1": 1.0}}) == 0.0
+    assert mean_measure("gm_map", QRELS, {}) == 0.0
+    assert summarize("MRR@10", dict(enumerate([1, 0, 1 / 4]))) == 1.25 / 3
+
+
+def test_every_measure_of_trec_eval_is_its_own() -> None:
+    """On random runs, under the names that trec_eval prints; summaries as pytrec_eval has them."""
+    stream = random.Random(8)
+    ids = [f"D{i}" for i in range(30)]
+    qrels = {f"q{i}": {doc: stream.choice([0, 0, 1, 2, 3]) for doc in stream.sample(ids, 12)} for i in range(17)}
+    run = {f"q{i}": {doc: stream.randint(0, 9) / 8 for doc in stream.sample(ids, 23)} for i in range(3, 20)}
+    expected = pytrec_eval.RelevanceEvaluator(qrels, pytrec_eval.supported_measures).evaluate(run)
+    names = set(expected["q5"]) - {"runid", "relstring"}
+    assert len(names) > 90
+    for name in names:
+        values = measure_per_query(name, qrels, run)
+        assert values == {query_id: of_query[name] for query_id, of_query in expected.items()}, name
+        theirs = pytrec_eval.compute_aggregated_measure(name, list(values.values()))
+        assert summarize(name, values) == pytest.approx(theirs, rel=1e-12), name
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_judged_and_reciprocal_rank_against_plain_versions(seed: int) -> None:
+    stream = random.Random(seed)
+    ids = [f"D{i}" for i in range(9)]
+    scores = {doc: stream.choice([0.5, 0.25]) for doc in stream.sample(ids, stream.randint(1, 9))}
+    grades = {doc: stream.choice([-1, 0, 1]) for doc in stream.sample(ids, 4)}
+    ranking = sorted(sorted(scores, reverse=True), key=lambda doc: -scores[doc])
+    for k in range(1, 12):
+        first = ranking[:k]
+        assert judged_share(scores, grades, k) == len([doc for doc in first if doc in grades]) / len(first)
+        relevant = [rank for rank, doc in enumerate(first, start=1) if grades.get(doc, 0) == 1]
+        expected = 1 / relevant[0] if relevant else 0.0
+        assert reciprocal_rank(first_relevant_rank(scores, grades), k) == expected
+        assert measure_per_query(f"MRR@{k}", {"q": grades}, {"q": scores}) == {"q": expected}
+
+
+def test_official_msmarco_by_hand() -> None:
+    """a: ranks tie at 5, so D10 stands before D2 and D9, the third; b is missing; c is beyond the cut-off, d within."""
+    qrels = {"a": {"D9": 1, "D10": 0}, "b": {"D1": 1}, "c": {"D101": 1}, "d": {"D100": 3}, "e": {"D1": 0}}
+    hundred = {f"D{i}": i for i in range(1, 102)}
+    ranks = {"a": {"D9": 5, "D2": 5, "D10": 5, "D1": 7}, "c": hundred, "d": hundred, "e": {"D1": 1}, "x": {"D1": 1}}
+    assert official_msmarco(qrels, ranks) == {"a": 1 / 3, "b": 0.0, "c": 0.0, "d": 0.01, "e": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("names", "canonical"),
+    [
+        (("NDCG@10", "ndcg@10", "ndcg_cut.10", "ndcg_cut_10"), "ndcg_cut.10"),
+        (("MAP", "map"), "map"),
+        (("MAP@5", "map_cut.5"), "map_cut.5"),
+        (("R@7", "recall@7", "recall_7"), "recall.7"),
+        (("P@5", "p@5", "P.5", "P_5"), "P.5"),
+        (("MRR", "mrr"), "MRR"),
+        (("MRR@10", "mrr@10"), "MRR@10"),
+        (("Judged@3", "JUDGED@3"), "Judged@3"),
+        (("Rprec", "RPrec"), "Rprec"),
+        (("iprec_at_recall_0.10", "iprec_at_recall.0.10"), "iprec_at_recall.0.10"),
+        (("11pt_avg",), "11pt_avg"),
+    ],
+)
+def test_names(names: tuple[str, ...], canonical: str) -> None:
+    assert {canonical_name(name) for name in names} == {canonical}
+
+
+BAD_NAMES = "NDGC@10 NDCG@0 NDCG@-1 NDCG@1.5 NDCG@1e1 NDCG@1000000000 NDCG@010 MRR@ MRR@0 MRR10 Judged Judged@x P.5,10"
+BAD_NAMES += " bpref@10 map.10 runid relstring official iprec_at_recall.1.5 P@5@6 set_F.1 @ @10 P. ."
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES.split(), "", "P@5 ", "P@\u0665", "MRR@10\n"])
+def test_unknown_names_are_refused_and_known_ones_told(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is no measure that is known\. Known are MRR, MAP, NDCG; MRR@k, .*, map, "):
+        measure_per_query(name, QRELS, RUN)
+
+
+@pytest.mark.parametrize(("name", "example"), [("P", "P.10"), ("ndcg_cut", "ndcg_cut.10"), ("Rprec_mult", "mult.0.1")])
+def test_a_cut_off_that_is_missing(name: str, example: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' needs a number, as in .*{example}"):
+        trec_eval_name(name)
+
+
+def test_a_relevance_that_would_fill_the_memory() -> None:
+    """Of which trec_eval makes a measure of 0, or no end."""
+    with pytest.raises(ValueError, match="relevance of 999999999 is more than"):
+        measure_per_query("NDCG@10", {"a": {"D1": 999_999_999}}, RUN)
+    assert measure_per_query("MRR", {"c": {"D1": 999_999_999}}, RUN) == {"c": 1.0}
+    assert measure_per_query("NDCG", {"c": {"D1": 10_000}}, RUN) == {"c": 1.0}
