@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from formats.features import FeatureBlock, FeaturesHeader, pad_batch, read_blocks, read_header
+from formats.features import check_pairs, read_blocks
 from formats.files import InputError, hold_log, refuse_existing, report, run_script
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
@@ -28,15 +27,14 @@ from modeling.frozen import FrozenRanker
 from modeling.hub import HubError, model_directory
 from modeling.processes import (
     ProcessError,
-    all_sum,
     costs,
     devices_name,
     join,
     own_device,
     rank,
     with_one_voice,
-    world_size,
 )
+from modeling.scoring import pairs_at_a_time, relevance_scores
 from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("rerank")
@@ -90,65 +88,16 @@ same.""",
     return args
 
 
-def check_features(path: Path, max_seq_length: int | None) -> tuple[FeaturesHeader, int]:
-    """Reads all features once, so that a fault is found before any work; returns header and number of examples.
-
-    Raises InputError for a fault, another `max_seq_length`, or what are no pairs with ids query_id#passage_id.
-    """
-    header = read_header(path)
-    if header.set_name == "general":
-        raise InputError(f"--features_file: {path} is plain text without queries; tokenize pairs with --set_name test")
-    if max_seq_length not in (None, header.max_seq_length):
-        raise InputError(f"--max_seq_length: {path} was made with {header.max_seq_length}; tokenize again")
-    count = 0
-    for number, block in enumerate(read_blocks(path)):
-        for i, example_id in enumerate(block.example_ids):
-            try:
-                split_example_id(example_id)
-            except ValueError as error:
-                raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
-        count += len(block.example_ids)
-    return header, count
-
-
-def batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Examples of like length, longest first, as many at a time as fill `tokens` with their padding, but at least one.
-
-    A score does not depend on padding, and less of it is less work. `lengths`: (n,); yields indices.
-    """
-    longest_first = np.argsort(-lengths, kind="stable")
-    first = 0
-    while first < len(lengths):
-        count = max(1, tokens // int(lengths[longest_first[first]]))
-        yield longest_first[first : first + count]
-        first += count
-
-
-def score_block(model: FrozenRanker, block: FeatureBlock, batch_tokens: int, progress: tqdm) -> tuple[np.ndarray, int]:
-    """P(class 1) of every example of a block, (n,) float64, and how many of them this process computed.
-
-    The softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
-    """
-    logits = torch.zeros((len(block.example_ids), 2), device=model.device)
-    scored = 0
-    for number, chosen in enumerate(batches(np.diff(block.offsets), batch_tokens)):
-        progress.update(len(chosen))
-        if number % world_size() != rank():
-            continue
-        batch = {name: torch.from_numpy(array) for name, array in pad_batch([(block, int(i)) for i in chosen]).items()}
-        del batch["labels"]
-        logits[torch.from_numpy(chosen).to(model.device)] = model(**batch).logits
-        scored += len(chosen)
-    logits = all_sum(logits)  # each pair's are computed once, so that their sum is what they are
-    return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy(), scored
-
-
 def main() -> None:
     args = parse_args()
     device = own_device(choose_device(args.device))
     precision = choose_precision(args.precision, args.fp16, device)
     with hold_log() as held:
-        header, count = check_features(args.features_file, args.max_seq_length)
+        header, count = check_pairs(args.features_file, "--features_file")
+        if args.max_seq_length not in (None, header.max_seq_length):
+            raise InputError(
+                f"--max_seq_length: {args.features_file} was made with {header.max_seq_length}; tokenize again"
+            )
         args.model_dir = model_directory(args.model_dir)
         ranker, _ = load_ranker(args.model_dir, args.pooled_activation)
         check_reads_features(args.model_dir, ranker, args.features_file, header)
@@ -157,7 +106,7 @@ def main() -> None:
     for record in held:
         logger.handle(record)
     keep_freed_memory()
-    batch_size = args.eval_batch_size or (16 if device.type == "cpu" else 512)
+    batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length
     join(device)
     start = time.monotonic()
     scored = 0
@@ -167,7 +116,7 @@ def main() -> None:
         with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
             for block in read_blocks(args.features_file):
                 try:
-                    scores, own = score_block(model, block, batch_size * header.max_seq_length, progress)
+                    scores, own = relevance_scores(model, block.lengths(), block.batch, batch_tokens, progress)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise

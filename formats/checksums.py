@@ -14,7 +14,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
 
 def write_checksums(directory: Path) -> None:
     """Writes the file for all that the directory holds now."""
-    lines = [f"{_sha256(directory / name)}  {name}\n" for name in _file_names(directory)]
+    lines = [f"{file_sha256(directory / name)}  {name}\n" for name in _file_names(directory)]
     directory.joinpath(FILE_NAME).write_bytes("".join(lines).encode("utf-8"))
 
 
@@ -36,7 +36,7 @@ def check_checksums(directory: Path, needed: Collection[str]) -> None:
     if missing := (set(needed) - set(sums)) | (set(sums) - set(_file_names(directory))):
         raise InputError(f"{directory / min(missing)} is missing, or not in {FILE_NAME}")
     for name, digest in sums.items():
-        if _sha256(directory / name) != digest:
+        if file_sha256(directory / name) != digest:
             raise InputError(f"{directory / name} is damaged: its SHA-256 is not that of {FILE_NAME}")
 
 
@@ -44,6 +44,7 @@ def _file_names(directory: Path) -> list[str]:
     return sorted(set(os.listdir(directory)) - {FILE_NAME})
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from formats.files import InputError, naming_errors, write_whole
+from formats.pairs import split_example_id
 
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
@@ -74,6 +75,14 @@ class FeatureBlock(NamedTuple):
     offsets: np.ndarray  # (n + 1,) int64
     first_segment_lengths: np.ndarray  # (n,) unsigned
     labels: np.ndarray  # (n,) int8, -1 where there is none
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (n,) int64."""
+        return np.diff(self.offsets)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Examples of the block, padded to the longest of them. See `Features.batch` for what comes back."""
+        return pad_batch([(self, int(i)) for i in indices])
 
 
 def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[Example]) -> int:
@@ -242,6 +251,26 @@ class Features:
             self.labels[indices],
             pad_to,
         )
+
+
+def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
+    """Reads the features of pairs to re-rank once, so that a fault is found before any work.
+
+    Returns the header and the number of examples. Raises InputError for a fault, for plain text, naming `flag`, and for
+    an id that is not query_id#passage_id, naming block and example.
+    """
+    header = read_header(path)
+    if header.set_name == "general":
+        raise InputError(f"{flag}: {path} is plain text without queries; tokenize pairs with --set_name test")
+    count = 0
+    for number, block in enumerate(read_blocks(path)):
+        for i, example_id in enumerate(block.example_ids):
+            try:
+                split_example_id(example_id)
+            except ValueError as error:
+                raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
+        count += len(block.example_ids)
+    return header, count
 
 
 def pad_batch(rows: Sequence[tuple[FeatureBlock, int]], pad_to: int | None = None) -> dict[str, np.ndarray]:

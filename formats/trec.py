@@ -142,15 +142,24 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name
     count = 0
     with write_whole(path) as file:
         for query_id, scores in run.items():
-            ranking = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
             try:
-                written = keep_order_in_float32([score for _, score in ranking])
+                written = written_scores(scores)
             except ValueError as error:
                 raise InputError(f"{path}: query {query_id}: {error}") from None
-            for rank, ((doc_id, _), score) in enumerate(zip(ranking, written, strict=True), start=1):
+            for rank, (doc_id, score) in enumerate(written.items(), start=1):
                 file.write(f"{query_id}\tQ0\t{doc_id}\t{rank}\t{score!r}\t{run_name}\n")
                 count += 1
     return count
+
+
+def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """One query's `{doc_id: score}` as a run holds them: score, then document id, both descending, and so for trec_eval.
+
+    Raises ValueError as `keep_order_in_float32` does.
+    """
+    ranking = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
+    written = keep_order_in_float32([score for _, score in ranking])
+    return {doc_id: score for (doc_id, _), score in zip(ranking, written, strict=True)}
 
 
 def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int:

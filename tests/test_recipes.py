@@ -27,7 +27,7 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project, since recipes write into data/, models/ and runs/ of it."""
     copy = tmp_path / "project"
     copy.mkdir()
-    for folder in ("modeling", "formats", "data_preparation", "experiments"):
+    for folder in ("modeling", "formats", "evaluation", "data_preparation", "experiments"):
         shutil.copytree(ROOT / folder, copy / folder)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
         shutil.copy(path, copy)
