@@ -20,9 +20,19 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from evaluation.curves import (
+    DEV_FILE,
+    LOSS_FILE,
+    PICTURE,
+    SPEED_FILE,
+    read_lines_until,
+    used_losses,
+    write_training_curves,
+)
+from evaluation.dev import DevPairs, check_measure, measure_of, read_dev_pairs
 from formats.checksums import FILE_NAME as CHECKSUMS
-from formats.checksums import check_checksums, write_checksums
-from formats.features import Features, FeaturesHeader
+from formats.checksums import check_checksums, file_sha256, write_checksums
+from formats.features import Features, FeaturesHeader, read_blocks
 from formats.files import (
     InputError,
     append_line,
@@ -33,6 +43,8 @@ from formats.files import (
     write_whole,
     write_whole_directory,
 )
+from formats.pairs import split_example_id
+from formats.scores import PassageScore
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.checkpoint import (
     CheckpointError,
@@ -68,6 +80,7 @@ from modeling.processes import (
     with_one_voice,
     world_size,
 )
+from modeling.scoring import pairs_at_a_time, relevance_scores
 from modeling.training_state import FILE_NAME as TRAINING_STATE
 from modeling.training_state import (
     Training,
@@ -84,14 +97,18 @@ logger = logging.getLogger("distill")
 LOSSES = ("loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss")
 METHODS = ("standard", "simplified", "intermediate", "prediction", "hard")
 
+DEV_PAIRS_AT_A_TIME = 128  # at most: what training needs stays in a GPU's memory
 STOPPED = 75  # exit status: stopped by a signal and saved, to be gone on with (EX_TEMPFAIL of sysexits.h)
 MOST_SKIPPED = 100  # updates in a row: a scaler needs some 20 to find its scale, so more have another reason
 RUN_FILE = "training.json"
-LOSS_FILE = "train_loss.jsonl"
 CHECKPOINT_FILES = {"config.json", "model.safetensors", "vocab.txt", LOSS_FILE, TRAINING_STATE}
-# Flags that change no figure, or whose files are compared by content.
+BEST_WEIGHTS = "best_model.safetensors"  # in a checkpoint: of the best student until then
+# Flags whose files are compared by content.
+CONTENTS = ("features_file", "teacher_model", "general_student_model", "dev_features_file", "dev_qrels")
+# Those, and flags that change no figure.
 NOT_SETTINGS = {
-    *("features_file", "max_seq_length", "do_lower_case", "teacher_model", "no_teacher_check", "general_student_model"),
+    *CONTENTS,
+    *("max_seq_length", "do_lower_case", "no_teacher_check", "tensorboard_dir"),
     *("output_student_dir", "overwrite", "resume", "save_model_step", "keep_checkpoints"),
     *("device", "no_cuda", "fp16", "deterministic"),
 }
@@ -114,8 +131,9 @@ def parse_args() -> argparse.Namespace:
 In:  features (tokenize_to_features.py) of labelled pairs, or, where no hard labels are used, of any text; and two
      model directories.
 Out: the student in --output_student_dir, a model directory that rerank.py and transformers load; earlier states in
-     checkpoint-STEP/ there; the losses in train_loss.jsonl; the log in distill.log. A student that learned neither soft
-     nor hard labels (intermediate) has no classifier yet: the next step gives it one.
+     checkpoint-STEP/ there; the losses in train_loss.jsonl and their curves in training_curves.png; the log in
+     distill.log. A student that learned neither soft nor hard labels (intermediate) has no classifier yet: the next
+     step gives it one. With --dev_features_file the student is the best one that was found, as dev_eval.jsonl says.
 
 A run that was stopped goes on with --resume and the same flags, to the same student. SIGINT (Ctrl-C) and SIGTERM finish
 the update, save a checkpoint and end with exit status 75.
@@ -216,6 +234,21 @@ torchrun --nproc_per_node N distill.py ... shares each batch among N processes, 
     training.add_argument(
         "--keep_checkpoints", type=int, default=0, help="of so many, the newest; 0, the default, for all"
     )
+    training.add_argument(
+        "--tensorboard_dir", type=Path, help="where TensorBoard finds the curves; its package is needed"
+    )
+    dev = parser.add_argument_group("the best student", "The student that re-ranks pairs of its own best is kept.")
+    dev.add_argument("--dev_features_file", type=Path, help="tokenized pairs to re-rank, ids query_id#passage_id")
+    dev.add_argument("--dev_qrels", type=Path, help="judgements of their queries")
+    dev.add_argument(
+        "--dev_measure", help="of the documents, ranked by MaxP: MRR@10 (the default), NDCG@10, or another of trec_eval"
+    )
+    dev.add_argument("--eval_model_step", type=int, help="updates between evaluations (default: one an epoch)")
+    dev.add_argument(
+        "--early_stopping_patience",
+        type=int,
+        help="stop after so many evaluations in a row without a better value (default: never)",
+    )
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
     hardware.add_argument("--no_cuda", action="store_true", help="the same as --device cpu")
@@ -306,12 +339,37 @@ def check_args(args: argparse.Namespace) -> None:
         if args.resume:
             raise InputError("--fp16_backend: apex keeps a state of its own, so it cannot go on with a run; use torch")
         import_apex_amp()
+    check_dev_args(args)
+    if args.tensorboard_dir is not None:
+        import_tensorboard()
     if args.resume and args.overwrite:
         raise InputError("--resume: goes on with a run, and --overwrite replaces it; give one of them")
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
     if args.no_cuda:
         args.device = "cpu"
+
+
+def check_dev_args(args: argparse.Namespace) -> None:
+    """Refuses what does not fit among the flags that choose the best student."""
+    if (args.dev_features_file is None) != (args.dev_qrels is None):
+        given, missing = ("qrels", "features_file") if args.dev_features_file is None else ("features_file", "qrels")
+        raise InputError(f"--dev_{given}: needs --dev_{missing}")
+    if args.dev_features_file is None:
+        for name in ("dev_measure", "eval_model_step", "early_stopping_patience"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name}: has no use without --dev_features_file and --dev_qrels, leave it out")
+        return
+    if not learns_labels(args):
+        raise InputError(
+            "--dev_features_file: has no use without soft and hard labels, since such a student is no ranker yet; "
+            "leave it out"
+        )
+    for name in ("eval_model_step", "early_stopping_patience"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name}: needs to be 1 or more")
+    args.dev_measure = args.dev_measure or "MRR@10"
+    check_measure(args.dev_measure)
 
 
 def set_weights(args: argparse.Namespace) -> None:
@@ -349,6 +407,11 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
+def kept_students(directory: Path) -> list[Path]:
+    """The best student of an unfinished run, best-STEP/; a run that was killed may leave the one before as well."""
+    return [path for path in directory.glob("best-*") if re.fullmatch(r"best-[0-9]{1,18}", path.name)]
+
+
 def remove_checkpoint(checkpoint: Path) -> None:
     """Removes it in such an order that a part of it never counts as complete; of a link, the link alone."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
@@ -375,7 +438,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
     With `--resume` it may hold an earlier part of the run.
     """
     directory = args.output_student_dir
-    checkpoints = earlier_checkpoints(directory)
+    checkpoints = earlier_checkpoints(directory) + kept_students(directory)
     for source in filter(None, (args.teacher_model, args.general_student_model, args.features_file)):
         path = Path(source).resolve()
         is_lost = path == directory.resolve() or any(
@@ -404,10 +467,10 @@ def read_run_file(directory: Path) -> dict:
         return {"finished": False, "settings": {}}
 
 
-def write_run_file(directory: Path, finished: bool, settings: dict) -> None:
-    """Says what `read_run_file` reads."""
+def write_run_file(directory: Path, finished: bool, settings: dict, outcome: dict | None = None) -> None:
+    """Says what `read_run_file` reads, and what came out."""
     with write_whole(directory / RUN_FILE) as file:
-        json.dump({"finished": finished, "settings": settings}, file, indent=2)
+        json.dump({"finished": finished, **(outcome or {}), "settings": settings}, file, indent=2)
         file.write("\n")
 
 
@@ -422,10 +485,19 @@ def prepare_output_dir(directory: Path, settings: dict, start: Path | None) -> N
     for checkpoint in earlier_checkpoints(directory):
         if start is None or checkpoint_step(checkpoint) > checkpoint_step(start):  # of another run, or damaged
             remove_checkpoint(checkpoint)
-    losses = b"" if start is None else start.joinpath(LOSS_FILE).read_bytes()
+    for student in kept_students(directory):  # the one of `start` is in there
+        shutil.rmtree(student)
     write_run_file(directory, False, settings)
-    with write_whole(directory / LOSS_FILE, binary=True) as file:
-        file.write(losses)
+    for name in (LOSS_FILE, DEV_FILE):
+        if name == DEV_FILE and settings["dev_qrels"] is None:
+            directory.joinpath(name).unlink(missing_ok=True)
+            continue
+        with write_whole(directory / name, binary=True) as file:
+            file.write(b"" if start is None else start.joinpath(name).read_bytes())
+    speeds = read_lines_until(directory / SPEED_FILE, checkpoint_step(start) if start else 0)
+    directory.joinpath(SPEED_FILE).unlink(missing_ok=True)
+    for line in speeds:
+        append_line(directory / SPEED_FILE, json.dumps(line))
 
 
 def check_settings(args: argparse.Namespace, earlier: dict, settings: dict) -> None:
@@ -433,8 +505,7 @@ def check_settings(args: argparse.Namespace, earlier: dict, settings: dict) -> N
     differences = []
     for name in settings:
         if earlier.get(name) != settings[name]:
-            is_content = name in ("features_file", "teacher_model", "general_student_model")
-            values = "other content" if is_content else f"{earlier.get(name)} there, {settings[name]} here"
+            values = "other content" if name in CONTENTS else f"{earlier.get(name)} there, {settings[name]} here"
             differences.append(f"{'' if name == 'num_processes' else '--'}{name} ({values})")
     if differences:
         raise InputError(
@@ -601,6 +672,17 @@ def import_apex_amp() -> ModuleType:
     return amp
 
 
+def import_tensorboard() -> ModuleType:
+    """The module torch.utils.tensorboard. Raises InputError where TensorBoard, which it needs, is not installed."""
+    try:
+        from torch.utils import tensorboard
+    except ImportError:
+        raise InputError(
+            "--tensorboard_dir: TensorBoard is not installed; pip install tensorboard, or leave it out"
+        ) from None
+    return tensorboard
+
+
 def without_apex_casts(args: argparse.Namespace) -> contextlib.AbstractContextManager:
     """Apex at O1 patches torch itself; a loss in Python, and its backward pass, could not keep it from float16."""
     patches_torch = args.fp16_backend == "apex" and args.fp16_opt_level == "O1"
@@ -641,13 +723,17 @@ def train(
     fit_dense: torch.nn.Linear | None,
     layer_map: list[int],
     start: Path | None,
+    record: Callable[[dict, float], None],
+    evaluate: Callable[[dict], None] | None,
     save_checkpoint: Callable[[Training, dict], None],
-) -> None:
-    """The training loop: updates the student in place, writes losses and checkpoints.
+) -> dict:
+    """The training loop: updates the student in place, and calls the three functions when it is time.
 
-    Begins after the checkpoint `start`, where there is one. Raises InputError, before the weights change, where a loss
-    or a gradient is not finite, unless float16 is to blame; SystemExit with `STOPPED`, after saving, where a signal
-    asks for it.
+    `record` gets a line of losses and the examples a second, `evaluate` and `save_checkpoint` the progress, which the
+    loop returns at its end. Begins after the checkpoint `start`, where there is one.
+
+    Raises InputError, before the weights change, where a loss or a gradient is not finite, unless float16 is to blame;
+    SystemExit with `STOPPED`, after saving, where a signal asks for it.
     """
     trained = torch.nn.ModuleDict({"student": student} | ({"fit_dense": fit_dense} if fit_dense is not None else {}))
     num_parts = args.gradient_accumulation_steps * world_size()  # of a batch; their mean losses count the same
@@ -675,17 +761,20 @@ def train(
     training = Training(trained, optimizer, scaler)
     # sums: of the losses since the last line, over num_summed updates
     progress = {"global_step": 0, "sums": [0.0] * len(LOSSES), "num_summed": 0, "skipped_in_a_row": 0}
+    progress |= {"best_step": None, "best_value": None, "evaluations_since_best": 0}
     if start is not None:
         progress |= load_training_state(start, training, device)
     first_step = progress["global_step"]
     order_of = None, None  # the last epoch, and its order
     begin = time.monotonic()
+    num_timed, timed_seconds = 0, 0.0  # updates since the last line, without evaluations and checkpoints
     with (
         logging_redirect_tqdm(),
         tqdm(total=total_updates, initial=first_step, desc="distilling", unit=" updates", disable=None) as bar,
         signals_noted() as signals,
     ):
         for global_step in range(first_step + 1, total_updates + 1):
+            update_begin = time.monotonic()
             epoch, place = divmod(global_step - 1, updates_per_epoch)
             if order_of[0] != epoch:
                 order_of = epoch, epoch_order(args.seed, epoch, len(features))
@@ -734,13 +823,17 @@ def train(
                 )
             progress["global_step"] = global_step
             bar.update()
+            num_timed, timed_seconds = num_timed + 1, timed_seconds + time.monotonic() - update_begin
 
             is_last = global_step == total_updates
+            if evaluate is not None and (is_last or global_step % args.eval_model_step == 0):
+                evaluate(progress)
+                is_last |= progress["evaluations_since_best"] == (args.early_stopping_patience or math.inf)
             must_stop = must_stop if world_size() > 1 else len(signals)  # alone, it need not wait for the next update
             if global_step % args.train_loss_step == 0 or is_last:
                 line = loss_line(progress, learning_rate)
-                if rank() == 0:
-                    append_line(args.output_student_dir / LOSS_FILE, json.dumps(line))
+                record(line, num_timed * args.train_batch_size / timed_seconds)
+                num_timed, timed_seconds = 0, 0.0
                 progress |= {"sums": [0.0] * len(LOSSES), "num_summed": 0}
                 rate = (global_step - first_step) * args.train_batch_size / (time.monotonic() - begin)
                 loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
@@ -753,9 +846,11 @@ def train(
                 all_sum(torch.zeros(1, device=device))  # no process ends before the first has saved
                 logger.warning("stopped by a signal after update %d; --resume goes on with it", global_step)
                 sys.exit(STOPPED)
-    skipped = total_updates - optimizer.param_groups[0]["step"]
+    made = progress["global_step"]
+    skipped = made - optimizer.param_groups[0]["step"]
     if skipped:
-        logger.warning("%d of %d updates skipped, since float16 overflowed in them", skipped, total_updates)
+        logger.warning("%d of %d updates skipped, since float16 overflowed in them", skipped, made)
+    return progress
 
 
 def loss_line(progress: dict, learning_rate: float) -> dict:
@@ -764,6 +859,30 @@ def loss_line(progress: dict, learning_rate: float) -> dict:
     means = [total / count if count else None for total in progress["sums"]]
     losses = dict(zip(LOSSES, means, strict=True))
     return {"global_step": progress["global_step"], **losses, "learning_rate": learning_rate}
+
+
+def dev_value(args: argparse.Namespace, student: BertRanker, dev: DevPairs, max_seq_length: int) -> float:
+    """The measure of a student that is still learning, scored as rerank.py scores it in the precision of training.
+
+    Leaves the student and the generators of its dropout as they are. Raises InputError for a score that is not finite.
+    """
+    with without_apex_casts(args):
+        model = FrozenRanker(student, args.precision)
+        batch_tokens = min(pairs_at_a_time(model.device), DEV_PAIRS_AT_A_TIME) * max_seq_length
+
+        def passages() -> Iterator[PassageScore]:
+            with tqdm(total=dev.count, desc="dev pairs", unit=" passages", disable=None, leave=False) as bar:
+                for block in read_blocks(dev.features_file):
+                    scores, _ = relevance_scores(model, block.lengths(), block.batch, batch_tokens, bar)
+                    if not np.isfinite(scores).all():
+                        raise InputError(
+                            f"the student gives a dev pair a score that is not finite in {args.precision}; take "
+                            "--precision fp32, or lower --learning_rate"
+                        )
+                    for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
+                        yield PassageScore(*split_example_id(example_id), score)
+
+        return measure_of(dev, passages())
 
 
 def log_to(path: str | Path) -> None:
@@ -776,6 +895,7 @@ def log_to(path: str | Path) -> None:
     )
     logging.raiseExceptions = False  # a full disk is no reason for a traceback a line; saving will name it
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def load_features(args: argparse.Namespace) -> Features:
@@ -846,6 +966,12 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
     with hold_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
         student, teacher, fit_dense, layer_map, vocabulary = load_models(args, features.header)
+        dev = None
+        if args.dev_features_file is not None:
+            dev = read_dev_pairs(args.dev_features_file, args.dev_qrels, args.dev_measure, features.header)
+            args.eval_model_step = args.eval_model_step or len(features) // args.train_batch_size
+            for note in dev.notes:
+                logger.warning("%s", note)
         settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS} | {
             "pooled_activation": student.pooled_activation,
             "layer_map": layer_map,
@@ -853,6 +979,8 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             "features_file": features.sha256(),
             "teacher_model": None if teacher is None else fingerprint(teacher),
             "general_student_model": fingerprint(student, fit_dense),
+            "dev_features_file": None if dev is None else file_sha256(args.dev_features_file),
+            "dev_qrels": None if dev is None else file_sha256(args.dev_qrels),
         }
         machine = {"torch": torch.__version__, "deterministic": args.deterministic, "device": devices_name(device)}
         if args.resume and (run := read_run_file(directory))["finished"]:
@@ -901,6 +1029,51 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             fit_dense=None if is_ranker else fit_dense,
         )
 
+    def keep_best(step: int, weights: Path | None = None) -> None:
+        """Keeps the student, or one whose weights a checkpoint holds, in a directory of its own, and no earlier one."""
+        best = directory / f"best-{step}"
+        with write_whole_directory(best, last="config.json") as partial:
+            write_student(partial)
+            if weights is not None:
+                shutil.copyfile(weights, partial / "model.safetensors")
+        for earlier_best in kept_students(directory):
+            if earlier_best != best:
+                earlier_best.joinpath("config.json").unlink(missing_ok=True)  # a part of it is no model
+                shutil.rmtree(earlier_best)
+
+    def record(line: dict, examples_per_second: float) -> None:
+        if rank() > 0:
+            return
+        append_line(directory / LOSS_FILE, json.dumps(line))
+        speed = {"global_step": line["global_step"], "examples_per_second": round(examples_per_second, 2)}
+        append_line(directory / SPEED_FILE, json.dumps(speed))
+        names = ("learning_rate", *(name for name in used_losses(line) if line[name] is not None))
+        show({name: line[name] for name in names} | {"examples_per_second": examples_per_second}, line["global_step"])
+
+    def show(values: dict[str, float], step: int) -> None:
+        """For TensorBoard."""
+        if board is not None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+            board.flush()
+
+    def evaluate(progress: dict) -> None:
+        step, value = progress["global_step"], dev_value(args, student, dev, features.header.max_seq_length)
+        if progress["best_value"] is None or value > progress["best_value"]:
+            progress |= {"best_step": step, "best_value": value, "evaluations_since_best": 0}
+            if rank() == 0:
+                keep_best(step)
+        else:
+            progress["evaluations_since_best"] += 1
+        best = progress["best_step"]
+        logger.info(
+            "update %d: dev %s %.4f, %s", step, dev.measure, value, "the best" if best == step else f"best after {best}"
+        )
+        if rank() == 0:
+            line = {"global_step": step, "measure": dev.measure, "value": value, "best_step": best}
+            append_line(directory / DEV_FILE, json.dumps(line))
+            show({f"dev {dev.measure}": value}, step)
+
     def save_checkpoint(training: Training, progress: dict) -> None:
         generators = all_gathered(generator_states(device))
         if rank() > 0:
@@ -911,28 +1084,75 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             state = progress | {"settings": settings, "machine": machine}
             save_training_state(partial, training, generators, state)
             shutil.copyfile(directory / LOSS_FILE, partial / LOSS_FILE)
+            if dev is not None:
+                shutil.copyfile(directory / DEV_FILE, partial / DEV_FILE)
+            if progress["best_step"] is not None:
+                best = directory / f"best-{progress['best_step']}"
+                shutil.copyfile(best / "model.safetensors", partial / BEST_WEIGHTS)
             write_checksums(partial)
         logger.info("wrote %s", checkpoint)
         if args.keep_checkpoints:
             for older in earlier_checkpoints(directory)[: -args.keep_checkpoints]:
                 remove_checkpoint(older)
 
+    first_step, board = 0, None
+    if start is not None:
+        first_step = checkpoint_step(start)
+        if rank() == 0 and earlier.get("best_step") is not None:
+            keep_best(earlier["best_step"], start / BEST_WEIGHTS)
+    if args.tensorboard_dir is not None and rank() == 0:
+        # what a run that was killed wrote after `start` does not count
+        board = import_tensorboard().SummaryWriter(str(args.tensorboard_dir), purge_step=first_step + 1)
     begin = time.monotonic()
     with out_of_memory_explained():
-        train(args, device, features, student, teacher, fit_dense, layer_map, start, save_checkpoint)
+        progress = train(
+            args,
+            device,
+            features,
+            student,
+            teacher,
+            fit_dense,
+            layer_map,
+            start,
+            record,
+            None if dev is None else evaluate,
+            save_checkpoint,
+        )
     seconds = time.monotonic() - begin
+    if board is not None:
+        board.close()
+    outcome = {} if dev is None else {"last_step": progress["global_step"]}
+    outcome |= {name: progress[name] for name in ("best_step", "best_value") if dev is not None}
     if rank() == 0:
         with signals_noted():  # too late to stop: without checkpoints, all would be lost
             with write_whole_directory(directory, last="config.json") as partial:
-                write_student(partial)
-            write_run_file(directory, True, settings)
+                if dev is None:
+                    write_student(partial)
+                else:
+                    shutil.copytree(directory / f"best-{outcome['best_step']}", partial, dirs_exist_ok=True)
+            draw_curves(directory)
+            for best in kept_students(directory):
+                shutil.rmtree(best)
+            write_run_file(directory, True, settings, outcome)
         logger.info("wrote %s", directory)
-    updates = len(features) // args.train_batch_size * args.num_train_epochs
-    updates -= checkpoint_step(start) if start else 0
-    examples = updates * args.train_batch_size
+    if dev is not None:
+        logger.info(
+            "the student is that of update %d, dev %s %.4f, the best of %d updates",
+            *(outcome["best_step"], dev.measure, outcome["best_value"], outcome["last_step"]),
+        )
+    examples = (progress["global_step"] - first_step) * args.train_batch_size
     for line in costs(examples // world_size(), "examples", seconds, device):
         logger.info("%s", line)
     logger.info("%d examples in %.1f s, %.1f examples/s", examples, seconds, examples / seconds)
+
+
+def draw_curves(directory: Path) -> None:
+    """A picture is no reason to lose a student."""
+    try:
+        if write_training_curves(directory):
+            logger.info("drew %s", directory / PICTURE)
+    except Exception as error:
+        logger.warning("no curves are drawn: %r", error)
 
 
 def main() -> None:

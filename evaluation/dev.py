@@ -27,8 +27,10 @@ def check_measure(name: str) -> None:
     """Raises InputError for a measure that is not known."""
     try:
         mean_measure(name, {"query": {"document": 1}}, {"query": {"document": 1.0}})
-    except (ValueError, LookupError) as error:  # trec_eval also has families of measures, which are no number
-        raise InputError(f"--dev_measure: {error if isinstance(error, ValueError) else f'{name} is no single number'}")
+    except ValueError as error:
+        raise InputError(f"--dev_measure: {error}") from None
+    except LookupError:  # trec_eval also has families of measures
+        raise InputError(f"--dev_measure: '{name}' is no single number; name one with its cut-off") from None
 
 
 def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: FeaturesHeader) -> DevPairs:

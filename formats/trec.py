@@ -153,7 +153,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name
 
 
 def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """One query's `{doc_id: score}` as a run holds them: score, then document id, both descending, and so for trec_eval.
+    """One query's `{doc_id: score}` as a run holds them: by score, then document id, both descending.
 
     Raises ValueError as `keep_order_in_float32` does.
     """
