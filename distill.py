@@ -828,7 +828,9 @@ def train(
             is_last = global_step == total_updates
             if evaluate is not None and (is_last or global_step % args.eval_model_step == 0):
                 evaluate(progress)
-                is_last |= progress["evaluations_since_best"] == (args.early_stopping_patience or math.inf)
+                if progress["evaluations_since_best"] == args.early_stopping_patience:
+                    logger.info("stopping early: %d evaluations without a better one", args.early_stopping_patience)
+                    is_last = True
             must_stop = must_stop if world_size() > 1 else len(signals)  # alone, it need not wait for the next update
             if global_step % args.train_loss_step == 0 or is_last:
                 line = loss_line(progress, learning_rate)
@@ -839,10 +841,11 @@ def train(
                 loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
                 bar.set_postfix(loss=loss, refresh=False)
                 logger.info("update %d of %d: loss %s, %.1f examples/s", global_step, total_updates, loss, rate)
-            is_due = args.save_model_step and global_step % args.save_model_step == 0
-            if (is_due or must_stop) and not is_last:
+            if is_last:
+                break
+            if must_stop or (args.save_model_step and global_step % args.save_model_step == 0):
                 save_checkpoint(training, progress)
-            if must_stop and not is_last:
+            if must_stop:
                 all_sum(torch.zeros(1, device=device))  # no process ends before the first has saved
                 logger.warning("stopped by a signal after update %d; --resume goes on with it", global_step)
                 sys.exit(STOPPED)
@@ -1047,7 +1050,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
         append_line(directory / LOSS_FILE, json.dumps(line))
         speed = {"global_step": line["global_step"], "examples_per_second": round(examples_per_second, 2)}
         append_line(directory / SPEED_FILE, json.dumps(speed))
-        names = ("learning_rate", *(name for name in used_losses(line) if line[name] is not None))
+        names = ("learning_rate", *(name for name in used_losses([line]) if line[name] is not None))
         show({name: line[name] for name in names} | {"examples_per_second": examples_per_second}, line["global_step"])
 
     def show(values: dict[str, float], step: int) -> None:

@@ -35,10 +35,14 @@ def read_lines_until(path: Path, last_step: float = float("inf")) -> list[dict]:
     return lines
 
 
-def used_losses(row: dict) -> list[str]:
-    """The names of the losses that a line is about: the terms in use, and their total where it is not the only one."""
-    terms = [name for name in _LOSSES if name != "loss" and row[name] != 0]  # None where float16 skipped the updates
-    return terms if len(terms) == 1 and row[terms[0]] == row["loss"] else ["loss", *terms]
+def used_losses(rows: list[dict]) -> list[str]:
+    """The names of the losses that lines are about: the terms in use, and their total if it is not the only one.
+
+    Lines of updates that float16 skipped hold None and say nothing.
+    """
+    terms = [name for name in _LOSSES if name != "loss" and any(row[name] for row in rows)]
+    is_total = len(terms) == 1 and all(row[terms[0]] == row["loss"] for row in rows)
+    return terms if is_total else ["loss", *terms]
 
 
 def write_training_curves(directory: Path) -> bool:
@@ -58,7 +62,7 @@ def write_training_curves(directory: Path) -> bool:
 
     steps = [row["global_step"] for row in losses]
     axes = next(remaining)
-    for name in used_losses(losses[-1]):
+    for name in used_losses(losses):
         label, color = _LOSSES[name]
         values = [row[name] or float("nan") for row in losses]  # a logarithm has no 0
         axes.plot(steps, values, label=label, color=color, linewidth=1.8 if name == "loss" else 1.2)

@@ -1,6 +1,8 @@
-"""What tests share, and which run: `gpu` with a GPU, `tensorflow` where it is installed, `example` as `-m` names it."""
+"""What tests share, and which run: `gpu` with a GPU, `tensorflow` and `tensorboard` where they are
+installed, `example` as `-m` names it."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs the example's encoder; run with -m example"))
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-        if item.get_closest_marker("tensorflow") and importlib.util.find_spec("tensorflow") is None:
-            item.add_marker(pytest.mark.skip(reason="needs TensorFlow"))
+        for module in ("tensorflow", "tensorboard"):
+            if item.get_closest_marker(module) and importlib.util.find_spec(module) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {module}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Drawing takes longer than most runs of the tests; those of the curves put it back."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("evaluation.curves.write_training_curves", lambda directory: False)
+        yield
 
 
 def has_gpu() -> bool:

@@ -38,7 +38,7 @@ def run_recipe(project: Path, recipe: str, **variables: str) -> subprocess.Compl
     environment = os.environ | {"python": sys.executable, "OMP_NUM_THREADS": "1", "precision": "fp32", "device": "cpu"}
     done = subprocess.run(
         ["bash", str(project / "experiments" / recipe)],
-        env=environment | {"train_batch_size": "4", "train_loss_step": "1", "max_seq_length": "19"} | variables,
+        env=environment | {"train_batch_size": "4", "train_loss_step": "99", "max_seq_length": "19"} | variables,
         cwd="/",
         capture_output=True,
         text=True,

@@ -90,11 +90,11 @@ def send(number: int) -> Callable[[], None]:
 
 
 def result(output: Path) -> dict[str, bytes]:
-    """All that a run leaves but its log: student, losses, and each checkpoint with the optimiser's state."""
+    """All that a run leaves but what tells of time: student, losses, and each checkpoint with the optimiser's state."""
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in sorted(output.rglob("*"))
-        if path.is_file() and path.name != "distill.log"
+        if path.is_file() and path.name not in ("distill.log", "speed.jsonl", "training_curves.png")
     }
 
 
@@ -189,8 +189,8 @@ def test_after_sigkill_in_an_update(inputs: Path, tmp_path: Path, uninterrupted:
     assert result(output) == uninterrupted
 
 
-def fail_at(count: int, act: Callable[[], object]) -> Callable[[], None]:
-    """Something that happens before call `count` of those that a save of checkpoint-4 makes to the file system."""
+def fail_at(count: int, act: Callable[[], object], name: str = "checkpoint-4") -> Callable[[], None]:
+    """Something that happens before call `count` of those to the file system that are about a file or directory."""
 
     def prepare() -> None:
         calls = 0
@@ -198,7 +198,7 @@ def fail_at(count: int, act: Callable[[], object]) -> Callable[[], None]:
         def watched(function: Callable) -> Callable:
             def call(*args, **kwargs):
                 nonlocal calls
-                if any("checkpoint-4" in str(arg) for arg in args):
+                if any(name in str(arg) for arg in args):
                     calls += 1
                     if calls == count:
                         act()
@@ -206,10 +206,10 @@ def fail_at(count: int, act: Callable[[], object]) -> Callable[[], None]:
 
             return call
 
-        for name in ("open", "rename", "mkdir"):
-            setattr(os, name, watched(getattr(os, name)))
-        for name in ("write_bytes", "write_text"):
-            setattr(Path, name, watched(getattr(Path, name)))
+        for function in ("open", "rename", "mkdir", "unlink", "rmdir"):
+            setattr(os, function, watched(getattr(os, function)))
+        for function in ("write_bytes", "write_text"):
+            setattr(Path, function, watched(getattr(Path, function)))
         shutil.copyfile = watched(shutil.copyfile)
 
     return prepare
