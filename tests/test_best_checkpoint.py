@@ -24,6 +24,7 @@ from tiny import (
     write_transformers,
 )
 
+from distill import CHECKPOINT_FILES
 from evaluation.dev import DevPairs, measure_of, read_dev_pairs
 from formats.checksums import check_checksums
 from formats.features import Example, FeaturesHeader, read_header, write_features
@@ -238,7 +239,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(inputs: Path, tmp_path: Path, un
     assert run(inputs, tmp_path, prepare=at_update(stop, send(signal.SIGTERM))) == STOPPED
     lines = dev_lines(output)
     assert len(lines) == stop // 2
-    check_checksums(output / f"checkpoint-{stop}")
+    check_checksums(output / f"checkpoint-{stop}", CHECKPOINT_FILES)
     assert [path.name for path in output.glob("best-*")] == [f"best-{line['best_step']}" for line in lines[-1:]]
     for best in output.glob("best-*"):
         load_ranker(best)

@@ -18,11 +18,10 @@ from tiny import (
 )
 
 from benchmarks import plain
-from formats.features import Example, Features, FeaturesHeader, read_blocks, write_features
+from formats.features import Example, Features, FeaturesHeader, check_pairs, read_blocks, write_features
 from formats.files import InputError
 from formats.scores import PassageScore, read_scores
 from modeling.vocabulary import vocabulary_sha256
-from rerank import check_features
 
 EXAMPLES = 23
 
@@ -217,7 +216,7 @@ def test_features_cut_at_any_byte_leave_no_scores(
     for kept in range(len(content)):
         cut.write_bytes(content[:kept])
         with pytest.raises(InputError) as caught:
-            check_features(cut, None)
+            check_pairs(cut, "--features_file")
         assert str(cut) in str(caught.value) and (kept < 500 or " block " in str(caught.value))
         if kept % 97 == 0:
             refused(inputs, tmp_path, "--features_file", cut, says=(cut,))

@@ -522,7 +522,7 @@ def test_a_checkpoint_that_is_a_link_or_a_file_is_taken_away_alone(
 def test_an_error_of_the_disk_is_no_damage(inputs: Path, tmp_path: Path) -> None:
     output = stop_early(inputs, tmp_path, 4)
     before = result(output)
-    failing = mock.patch("formats.checksums._sha256", side_effect=OSError(errno.EIO, "I/O error", "the file"))
+    failing = mock.patch("formats.checksums.file_sha256", side_effect=OSError(errno.EIO, "I/O error", "the file"))
     with failing:
         done = run_main("distill.py", *arguments(inputs, output, "--resume"))
     assert_refused(done, "the file: I/O error")
