@@ -36,6 +36,15 @@ overwrite=${overwrite:-no}                  # yes: replace the student that outp
                                             # training anew. no: a training that was stopped goes on
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 
+# --- the best student
+dev_pairs=${dev_pairs:-}                    # pairs to re-rank, of queries that are not trained on: the student that
+                                            # ranks them best is kept. Some 100 queries tell students apart; many cost time.
+                                            # empty: the student after the last update
+dev_qrels=${dev_qrels:-}                    # their judgements
+dev_measure=${dev_measure:-}                # of the documents ranked by MaxP: NDCG@10, MAP... empty: MRR@10
+eval_model_step=${eval_model_step:-}        # updates between evaluations. empty: one an epoch
+early_stopping_patience=${early_stopping_patience:-}  # evaluations without a better one, and then stop. empty: never
+
 # --- training
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage; the paper has 256. 128 is for a CPU: half the
                                             # work, and as passages start every 75 words most text is still seen
@@ -61,6 +70,7 @@ fp16_opt_level=${fp16_opt_level:-O1}        # of apex
 train_loss_step=${train_loss_step:-20}      # updates between lines of train_loss.jsonl
 save_model_step=${save_model_step:-500}     # updates between checkpoints, from which a stopped run goes on; 0: none
 keep_checkpoints=${keep_checkpoints:-2}     # so many, the newest; each has five times the size of the student. 0: all
+tensorboard_dir=${tensorboard_dir:-}        # curves for TensorBoard, if it is installed. empty: training_curves.png alone
 deterministic=${deterministic:-no}          # yes: a GPU gives the same bytes each time, more slowly; a CPU always does
 python=${python:-python}                    # the interpreter
 
@@ -94,6 +104,14 @@ earlier=$(compgen -G "$output_student_dir/config.json" || compgen -G "$output_st
 if [[ $overwrite == no && -n $earlier ]] && ! is_unfinished "$output_student_dir"; then
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
 fi
+if [[ -n $dev_pairs ]]; then
+    [[ -r $dev_pairs ]] || fail "dev_pairs=$dev_pairs is not there"
+    [[ -r $dev_qrels ]] || fail "dev_qrels=$dev_qrels is not there, and dev_pairs needs it"
+else
+    for name in dev_qrels dev_measure eval_model_step early_stopping_patience; do
+        [[ -z ${!name} ]] || fail "$name=${!name} has no use without dev_pairs"
+    done
+fi
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
 if [[ $collection != python_docs || $set_name == general ]]; then
     [[ -r $train_pairs || -r $features_file ]] || fail "train_pairs=$train_pairs is not there"
@@ -119,18 +137,27 @@ fi
 
 case_flag=--do_lower_case case_name=
 [[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case case_name=.cased
+# Makes features of a set (train, dev, general) out of its pairs; more flags may follow.
 tokenize() {
-    "$python" tokenize_to_features.py --set_name "$set_name" --raw_data_file "$train_pairs" \
-        --output_features_file "$features_file" --bert_model_dir "$general_student_model" \
-        --max_seq_length "$max_seq_length" "$case_flag" "$@"
+    "$python" tokenize_to_features.py --set_name "$1" --raw_data_file "$2" --output_features_file "$3" \
+        --bert_model_dir "$general_student_model" --max_seq_length "$max_seq_length" "$case_flag" "${@:4}"
+}
+# Where the features of pairs are, beside them: of their length, and of what else tells them apart.
+beside() {
+    local stem=${1%.gz}
+    echo "${stem%.t[sx][vt]}.$max_seq_length$case_name$2.features"
 }
 if [[ -z $features_file ]]; then
-    features_file=${train_pairs%.gz}
-    [[ $set_name == train ]] || case_name+=.general
-    features_file=${features_file%.t[sx][vt]}.$max_seq_length$case_name.features
-    [[ $features_file -nt $train_pairs ]] || tokenize --overwrite
+    kind=
+    [[ $set_name == train ]] || kind=.general
+    features_file=$(beside "$train_pairs" "$kind")
+    [[ $features_file -nt $train_pairs ]] || tokenize "$set_name" "$train_pairs" "$features_file" --overwrite
 elif [[ ! -e $features_file ]]; then
-    tokenize
+    tokenize "$set_name" "$train_pairs" "$features_file"
+fi
+if [[ -n $dev_pairs ]]; then
+    dev_features_file=$(beside "$dev_pairs" "")
+    [[ $dev_features_file -nt $dev_pairs ]] || tokenize dev "$dev_pairs" "$dev_features_file" --overwrite
 fi
 
 # Distils by a method from a student into an output directory; more flags may follow.
@@ -170,6 +197,17 @@ layer_terms=() label_terms=()
 [[ -z $hard_weight ]] || label_terms+=(--hard_weight "$hard_weight")
 [[ -z $temperature ]] || label_terms+=(--temperature "$temperature")
 [[ $teacher_check == yes ]] || label_terms+=(--no_teacher_check)
+# And those that only a student which learns labels can have.
+if [[ -n $dev_pairs ]]; then
+    label_terms+=(--dev_features_file "$dev_features_file" --dev_qrels "$dev_qrels")
+    [[ -z $dev_measure ]] || label_terms+=(--dev_measure "$dev_measure")
+    [[ -z $eval_model_step ]] || label_terms+=(--eval_model_step "$eval_model_step")
+    [[ -z $early_stopping_patience ]] || label_terms+=(--early_stopping_patience "$early_stopping_patience")
+fi
+if [[ -n $tensorboard_dir ]]; then
+    label_terms+=(--tensorboard_dir "$tensorboard_dir")
+    [[ $distill_model_type != tinybert ]] || layer_terms+=(--tensorboard_dir "${tensorboard_dir}_intermediate")
+fi
 if [[ $distill_model_type == tinybert ]]; then
     intermediate_dir=${output_student_dir}_intermediate
     is_new=no   # the second step's student is yet to come

@@ -86,8 +86,6 @@ def write_training_curves(directory: Path) -> bool:
         axes.set(ylabel=f"dev {dev[-1]['measure']}")
         axes.margins(y=0.15)
         axes.legend(frameon=False, loc="best")
-        for other in all_axes:
-            other.axvline(best["global_step"], color="#d55e00", linewidth=0.8, linestyle=":")
 
     if speed:
         axes = next(remaining)
@@ -96,6 +94,8 @@ def write_training_curves(directory: Path) -> bool:
         axes.set(ylabel="examples/s", ylim=(0, None))
 
     for axes in all_axes:
+        if dev:
+            axes.axvline(best["global_step"], color="#d55e00", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[-1].set(xlabel="updates", xlim=(0, None))

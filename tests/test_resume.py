@@ -206,7 +206,7 @@ def fail_at(count: int, act: Callable[[], object], name: str = "checkpoint-4") -
 
             return call
 
-        for function in ("open", "rename", "mkdir", "unlink", "rmdir"):
+        for function in ("open", "rename", "mkdir"):
             setattr(os, function, watched(getattr(os, function)))
         for function in ("write_bytes", "write_text"):
             setattr(Path, function, watched(getattr(Path, function)))

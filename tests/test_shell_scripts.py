@@ -252,3 +252,24 @@ def test_hard_labels_can_be_joined_by_a_teacher(variables: dict[str, str], tmp_p
     done = bash("distill.sh", variables, **own)
     assert done.returncode == 0, done.stderr
     assert f"teacher_model={variables['teacher_model']}" in log_of(tmp_path / "student")
+
+
+def test_the_best_student_on_dev_pairs_is_kept(variables: dict[str, str], tmp_path: Path) -> None:
+    pairs = tmp_path / "dev.tsv"
+    pairs.write_text(Path(variables["test_pairs"]).read_text())
+    own = variables | {"dev_pairs": f"{pairs}", "output_student_dir": f"{tmp_path}/student"}
+    done = bash("distill.sh", own, dev_qrels="")
+    assert done.returncode == 2 and done.stderr.startswith("distill.sh: dev_qrels= is not there")
+    for name in ("dev_measure", "eval_model_step", "early_stopping_patience"):
+        done = bash("distill.sh", own, dev_pairs="", **{name: "1"})
+        assert done.returncode == 2 and done.stderr == f"distill.sh: {name}=1 has no use without dev_pairs\n"
+    done = bash(
+        "distill.sh", own, dev_qrels=variables["qrels"], dev_measure="NDCG@10", eval_model_step="1",
+        early_stopping_patience="9", distill_model_type="tinybert",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read_header(tmp_path / "dev.19.features").set_name == "dev"
+    log = log_of(tmp_path / "student")
+    assert log.count(" dev NDCG@10 ") == 4  # three updates, and the end
+    assert "early_stopping_patience=9" in log
+    assert "dev_features_file=None" in log_of(tmp_path / "student_intermediate")
