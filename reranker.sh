@@ -10,7 +10,7 @@ test_pairs=${test_pairs:-data/$collection/test_pairs.tsv}         # the candidat
 candidates_run=${candidates_run:-data/$collection/top100.test}    # the run to compare with
 qrels=${qrels:-data/$collection/qrels.test.tsv}
 teacher_model=${teacher_model-models/$collection/teacher}         # empty: without the teacher, which is slow
-student_model=${student_model:-models/$collection/student_simplified}
+student_model=${student_model-models/$collection/student_simplified} # empty: the teacher alone
 features_file=${features_file:-}            # empty: beside the pairs, made again when those are newer. One that is
                                             # named here is made where it is missing, else taken as it is
 runs_dir=${runs_dir:-runs/$collection}      # scores and runs are written here, over those of the last time
@@ -40,7 +40,9 @@ case $precision in
 esac
 [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is no number from 1 to 9999"
 model_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'      # of a model to download, unless there is such a directory
-[[ -e $student_model/config.json || -e $student_model/bert_config.json || $student_model =~ $model_id ]] ||
+[[ -n $student_model$teacher_model ]] || fail "teacher_model and student_model are both empty; set one of them"
+[[ -z $student_model || -e $student_model/config.json || -e $student_model/bert_config.json ||
+    $student_model =~ $model_id ]] ||
     fail "$student_model holds no student; run 'bash distill.sh' first, or set student_model"
 for name in test_pairs candidates_run qrels; do
     [[ -r ${!name} || ($name == test_pairs && -r $features_file) ]] || fail "$name=${!name} is not there"
@@ -60,7 +62,7 @@ case_flag=--do_lower_case case_name=
 [[ $do_lower_case == yes ]] || case_flag=--no-do_lower_case case_name=.cased
 tokenize() {
     "$python" tokenize_to_features.py --set_name test --raw_data_file "$test_pairs" \
-        --output_features_file "$features_file" --bert_model_dir "$student_model" \
+        --output_features_file "$features_file" --bert_model_dir "${student_model:-$teacher_model}" \
         --max_seq_length "$max_seq_length" "$case_flag" "$@"
 }
 if [[ -z $features_file ]]; then
@@ -92,9 +94,9 @@ row() {
 
 student=$(basename "$student_model")
 [[ -z $teacher_model ]] || rank teacher "$teacher_model"
-rank "$student" "$student_model"
+[[ -z $student_model ]] || rank "$student" "$student_model"
 echo
 printf '%-24s  %8s  %8s  %12s\n' run MRR MRR@10 passages/s
 row candidates "$candidates_run"
 [[ -z $teacher_model ]] || row teacher "$runs_dir/teacher.run" "$runs_dir/teacher.scores.tsv.log"
-row "$student" "$runs_dir/$student.run" "$runs_dir/$student.scores.tsv.log"
+[[ -z $student_model ]] || row "$student" "$runs_dir/$student.run" "$runs_dir/$student.scores.tsv.log"

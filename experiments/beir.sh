@@ -30,7 +30,7 @@ best_positives=${best_positives:-2}         # positives of a document that may s
 encoder=${encoder:-}                        # model directory or id to make the teacher of; empty: all-MiniLM-L6-v2
 student_layers=${student_layers:-2,4,6}     # of the encoder, that the general student starts from
 general_documents=${general_documents:-2500} # of the collection, whose text the general student learns from
-methods=${methods:-hard standard tinybert simplified}
+methods=${methods-hard standard tinybert simplified} # empty: only what comes before the students
 
 # --- training
 train_batch_size=${train_batch_size:-8}     # examples per update; the paper has 64, for a hundred times as many pairs
@@ -114,6 +114,8 @@ make "$models/layers/config.json" prepare make_general_student --model_dir "$enc
 make "$models/general_student/config.json" env distill_model_type=intermediate set_name=general \
     train_pairs="$data/text.txt" teacher_model="$encoder" general_student_model="$models/layers" \
     output_student_dir="$models/general_student" learning_rate="$learning_rate" num_train_epochs=1 bash distill.sh
+
+[[ -n $methods ]] || exit 0
 
 # --- a student by each method, and its run; the teacher's with the first
 for method in $methods; do

@@ -52,7 +52,7 @@ general_documents=${general_documents:-200000} # empty: that of so many document
 
 # --- training
 students=${students:-6_768 3_384}
-methods=${methods:-standard tinybert simplified}
+methods=${methods-standard tinybert simplified} # empty: only what comes before the students
 train_batch_size=${train_batch_size:-64}
 learning_rate=${learning_rate:-5e-5}
 num_train_epochs=${num_train_epochs:-2}
@@ -113,6 +113,8 @@ general_3_384=$models/general_3_384
 make "$general_3_384/config.json" env distill_model_type=intermediate set_name=general train_pairs="$general_text" \
     teacher_model="$pretrained" general_student_model="$models/scratch_3_384" output_student_dir="$general_3_384" \
     num_train_epochs=1 bash distill.sh
+
+[[ -n $methods ]] || exit 0
 
 # --- a student of each shape by each method, and its runs; the teacher's with the first
 for student in $students; do
