@@ -32,9 +32,9 @@ def flops_per_pair(config: Mapping[str, int], tokens: int) -> int:
     """Floating-point operations to score one pair of T tokens: those of matrix products, a multiply-add being two.
 
     A map from m to n numbers takes 2mn per token. So a layer takes 2T * 4d^2 for queries, keys, values and output,
-    2T * 2di for the two maps of its inner size i, and 2T^2 d each for the scores Q K^T and their product with V, however
-    many heads share the d. Pooler and classifier see one token: 2d^2 + 4d. Embeddings are looked up; LayerNorm, softmax,
-    activation and biases, a percent or so, do not count, as in torch's FlopCounterMode.
+    2T * 2di for the two maps of its inner size i, and 2T^2 d each for the scores Q K^T and their product with V,
+    however many heads share the d. Pooler and classifier see one token: 2d^2 + 4d. Embeddings are looked up;
+    LayerNorm, softmax, activation and biases do not count, as in torch's FlopCounterMode.
     """
     d, inner = config["hidden_size"], config["intermediate_size"]
     layer = 2 * tokens * (4 * d * d + 2 * d * inner) + 2 * 2 * tokens * tokens * d
