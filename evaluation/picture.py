@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from evaluation.table import Results
@@ -29,8 +30,8 @@ def write_picture(path: Path, results: Results) -> None:
         figure.savefig(file, format="png")
 
 
-def draw_points(axes: Axes, results: Results, measured: tuple[str, str]) -> list:
-    """Draws the rows into `axes` and returns their labels (matplotlib's Annotation)."""
+def draw_points(axes: Axes, results: Results, measured: tuple[str, str]) -> list[Annotation]:
+    """Draws the rows into `axes` and returns their labels."""
     points: list[tuple[float, float, str]] = []
     for row in results.recipe.rows:
         values = results.means(row, measured)
@@ -53,32 +54,37 @@ def draw_points(axes: Axes, results: Results, measured: tuple[str, str]) -> list
     return _place_labels(axes, points)
 
 
-def _place_labels(axes: Axes, points: list[tuple[float, float, str]]) -> list:
+def _place_labels(axes: Axes, points: list[tuple[float, float, str]]) -> list[Annotation]:
     """Puts each label beside its point, as near as it gets without covering another label or a point."""
-    figure = axes.figure
-    centres = [axes.transData.transform(point[:2]) for point in points]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
-    offsets = [(side, step * sign) for step in range(_STEPS) for sign in (1, -1) for side in (1, -1)]
+    pixels = axes.figure.dpi / 72  # in a point of print
+    centres = {point: axes.transData.transform(point[:2]) for point in points}
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres.values()]
+    inside = axes.get_window_extent()
+    offsets = [(side * 12, sign * 6 * step) for step in range(_STEPS) for sign in (1, -1) for side in (1, -1)]
     labels = []
-    for speed, mean, text in sorted(points, key=lambda point: -point[1]):
+    for point in sorted(points, key=lambda point: -point[1]):
         label = axes.annotate(
-            text,
-            (speed, mean),
+            point[2],
+            point[:2],
+            xytext=(0, 0),
             textcoords="offset points",
             fontsize=9,
             va="center",
             arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
-        inside = axes.get_window_extent()
-        best = None
-        for side, step in offsets:
-            label.set(position=(12 * side, 6 * step), ha="left" if side > 0 else "right")
-            # of the text, without the line to its point
-            box = super(type(label), label).get_window_extent(figure.canvas.get_renderer()).padded(1)
-            is_inside = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if is_inside and not any(box.overlaps(other) for other in taken):
-                best = box
-                break
-        taken.append(best or box)
+        size = Text.get_window_extent(label)  # of the text, without the line to its point
+        boxes = {}
+        for right, up in offsets:
+            x, y = centres[point] + (right * pixels, up * pixels)
+            left = x if right > 0 else x - size.width
+            boxes[right, up] = Bbox.from_bounds(left - 1, y - size.height / 2 - 1, size.width + 2, size.height + 2)
+        free = (offset for offset, box in boxes.items() if not any(box.overlaps(other) for other in taken))
+        chosen = next((offset for offset in free if _holds(inside, boxes[offset])), offsets[0])
+        taken.append(boxes[chosen])
+        label.set(position=chosen, ha="left" if chosen[0] > 0 else "right")
         labels.append(label)
     return labels
+
+
+def _holds(outer: Bbox, inner: Bbox) -> bool:
+    return outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1
