@@ -33,14 +33,16 @@ def write_picture(path: Path, results: Results) -> None:
 def draw_points(axes: Axes, results: Results, measured: tuple[str, str]) -> list[Annotation]:
     """Draws the rows into `axes` and returns their labels."""
     points: list[tuple[float, float, str]] = []
+    lines: list[Text] = []
     for row in results.recipe.rows:
         values = results.means(row, measured)
         if not values:
             continue
         mean = statistics.fmean(values)
         if row.kind == "candidates":
-            axes.axhline(mean, color="gray", linestyle="--", linewidth=1, label=row.label)
-            axes.legend(loc="lower left", frameon=False)
+            axes.axhline(mean, color="gray", linestyle="--", linewidth=1)
+            beginning = axes.get_yaxis_transform()  # x from 0 to 1, y in data
+            lines.append(axes.text(0.01, mean, row.label, transform=beginning, color="gray", fontsize=9, va="bottom"))
         elif (speed := results.pairs_per_second(row)) is not None:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(speed, mean, yerr=spread or None, fmt="o", color=COLOURS[row.kind], capsize=3, elinewidth=1)
@@ -51,14 +53,14 @@ def draw_points(axes: Axes, results: Results, measured: tuple[str, str]) -> list
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.figure.draw_without_rendering()  # fixes the scales, in which labels are placed
-    return _place_labels(axes, points)
+    return _place_labels(axes, points, [line.get_window_extent() for line in lines])
 
 
-def _place_labels(axes: Axes, points: list[tuple[float, float, str]]) -> list[Annotation]:
-    """Puts each label beside its point, as near as it gets without covering another label or a point."""
+def _place_labels(axes: Axes, points: list[tuple[float, float, str]], taken: list[Bbox]) -> list[Annotation]:
+    """Puts each label beside its point, as near as it gets without covering another, a point or what is `taken`."""
     pixels = axes.figure.dpi / 72  # in a point of print
     centres = {point: axes.transData.transform(point[:2]) for point in points}
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres.values()]
+    taken = taken + [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres.values()]
     inside = axes.get_window_extent()
     offsets = [(side * 12, sign * 6 * step) for step in range(_STEPS) for sign in (1, -1) for side in (1, -1)]
     labels = []

@@ -323,6 +323,11 @@ def measure_speeds(recipe: Recipe, places: Places, machine: str) -> None:
         for seed in row.seeds:
             if (student := places.student(row, seed) / "config.json").exists():
                 models.setdefault(shape_of(read_config(student.parent)), (row, student.parent))
+    if gone := to_be_timed(recipe, places) - models.keys():
+        raise InputError(
+            f"{places.models} has no student of {min(gone)} (layers/hidden/inner) to time; pass --no_timing, or --redo "
+            "a row with one"
+        )
     rounds: list[dict[str, float]] = []
     where: set[str] = set()
     for number in range(1, recipe.timing_rounds + 1):
@@ -373,14 +378,19 @@ def is_timed(recipe: Recipe, places: Places) -> bool:
     path = places.results / "rows" / "speed.json"
     if not path.exists():
         return False
-    speed, results = read_json(path), read_results(places.results)
-    needed = {shape_of(data["model"]) for row in recipe.rows for data in results.of(row) if row.kind == "student"}
-    needed |= {"teacher"} if recipe.row_of("teacher") else set()
+    speed, needed = read_json(path), to_be_timed(recipe, places)
     return (
         speed["asked_for"] == recipe.timing_pairs
         and len(speed["rounds"]) == recipe.timing_rounds
         and all(needed <= speeds.keys() for speeds in speed["rounds"])
     )
+
+
+def to_be_timed(recipe: Recipe, places: Places) -> set[str]:
+    """What the table needs the speeds of: the teacher, and the shapes of the students that were measured."""
+    results = read_results(places.results)
+    shapes = {shape_of(data["model"]) for row in recipe.rows for data in results.of(row) if row.kind == "student"}
+    return shapes | ({"teacher"} if recipe.row_of("teacher") else set())
 
 
 def write_table(results: Path) -> None:

@@ -328,10 +328,11 @@ def test_labels_in_the_picture_do_not_overlap(tmp_path: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     labels = draw_points(figure.subplots(), results, ("test", "MRR@10"))
     figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(label) for label in labels]
-    assert len(boxes) == 1 + 3 + 9
+    texts = [*labels, *(text for text in figure.axes[0].texts if text not in labels)]
+    boxes = [Text.get_window_extent(text) for text in texts]
+    assert len(labels) == 1 + 3 + 9 and [text.get_text() for text in texts[13:]] == ["BM25"]
     for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i]), labels[i].get_text()
+        assert not any(box.overlaps(other) for other in boxes[:i]), texts[i].get_text()
     write_picture(tmp_path / "table.png", results)
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
@@ -491,6 +492,11 @@ def test_rows_are_run_once(command: Command) -> None:
     assert command.calls() == []
     assert {path: path.read_bytes() for path in before} == before
 
+    students = command.project / "models" / "tiny" / "rows"
+    students.rename(students.with_name("away"))
+    assert_refused(command("--timing"), "models/tiny/rows has no student of 3/12/28 (layers/hidden/inner) to time")
+    students.with_name("away").rename(students)
+    command.calls()
     assert command("--timing").status == 0
     assert command.calls() == ["prepare teacher 0.0001", *timing]
     command.change('label = "Simplified"', 'label = "Another label"')

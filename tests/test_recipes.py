@@ -99,6 +99,24 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
+@pytest.mark.parametrize("recipe", ["beir.sh", "msmarco_doc.sh"])
+def test_what_is_prepared_is_not_prepared_again_for_no_methods(project: Path, tmp_path: Path, recipe: str) -> None:
+    made = {"data": ["top100.train", "top100.test", "test_pairs.tsv.report.json", "all_pairs.tsv.report.json",
+                     "all_pairs.tsv.gz.report.json", "positives.19.features", "positives.scores.tsv", "text.txt",
+                     "train_pairs.tsv.report.json", "dev_pairs.tsv.report.json", "trec_pairs.tsv.report.json"],
+            "models": [f"{name}/config.json" for name in
+                       ("teacher", "layers", "general_student", "scratch_3_384", "general_3_384")]}  # fmt: skip
+    for folder, names in made.items():
+        for name in names:
+            path = project / folder / "tiny" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    done = run_recipe(project, recipe, name="tiny", source="x", encoder="x", methods="", python="/no/such")
+    assert done.returncode == 0, done.stderr
+    done = run_recipe(project, recipe, name="tiny", source="x", encoder="x", methods="hard", python="/no/such")
+    assert done.returncode != 0
+
+
 def test_the_source_of_a_beir_collection_has_to_be_named(project: Path) -> None:
     done = run_recipe(project, "beir.sh")
     assert done.returncode == 2 and done.stderr.startswith("beir.sh: set source")
