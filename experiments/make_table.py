@@ -283,7 +283,7 @@ def training_seconds(model: Path) -> float | None:
             continue
         log = (directory / "distill.log").read_text("utf-8")
         ends = re.findall(r"(\d+) examples in ([\d.]+) s, [\d.]+ examples/s$", log, flags=re.M)
-        updates, batch_sizes = re.findall(r"update \d+ of (\d+)", log), re.findall(r"train_batch_size=(\d+)", log)
+        updates, batch_sizes = re.findall(r"update (\d+) of \d+", log), re.findall(r"train_batch_size=(\d+)", log)
         if not ends or not updates or not batch_sizes or not int(ends[-1][0]):
             return None
         total += float(ends[-1][1]) * int(updates[-1]) * int(batch_sizes[-1]) / int(ends[-1][0])

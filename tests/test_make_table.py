@@ -352,7 +352,7 @@ if script == "distill.sh":
     student.mkdir(parents=True)
     (student / "train_loss.jsonl").write_text("{{}}\\n")
     (student / "distill.log").write_text(
-        "x INFO settings: train_batch_size=8, y\\nx INFO update 20 of 30: loss 1\\n"
+        "x INFO settings: train_batch_size=8, y\\nx INFO update 30 of 40: loss 1\\n"
         "x INFO 120 examples in 2.0 s, 60.0 examples/s\\n"
     )
     (student / "config.json").write_text({config!r})
@@ -477,12 +477,14 @@ def test_rows_are_run_once(command: Command) -> None:
     ]  # fmt: skip
     table = (command.results / "table.md").read_text()
     assert "| Standard KD | 2 | 0.3333 ± 0.0000" in table and "| BM25 |  | 0.2500" in table
-    assert "| 50.0 | 2.50x | 4 s |" in table  # 30 updates of 8 examples, of which the last part did 120 in 2 s
+    assert (
+        "| 50.0 | 2.50x | 4 s |" in table
+    )  # stopped early after 30 updates of 8 examples, of which the last part did 120 in 2 s
     data = json.loads((command.results / "rows" / "standard.43.json").read_text())
     assert data["variables"] == {"collection": "tiny", "max_seq_length": 19, "learning_rate": 1e-4,
                                  "distill_model_type": "standard", "seed": 43}  # fmt: skip
     assert data["test_sets"]["test"]["MRR@10"]["per_query"] == {f"q{i}": 1 / 3 for i in range(6)}
-    assert "update 20" not in (command.results / "logs" / "standard.43.distill.log").read_text()
+    assert "update 30" not in (command.results / "logs" / "standard.43.distill.log").read_text()
     assert len((command.project / "runs" / "tiny" / "timing_pairs.tsv").read_text().splitlines()) == 7
     assert json.loads((command.results / "settings.json").read_text())["recipe"]["timing_pairs"] == 7
     assert not list(command.results.rglob(".*"))
