@@ -17,7 +17,7 @@ PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\""
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 SCRIPTS = [
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data_preparation/*.py")]
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data_preparation/*.py"), *ROOT.glob("experiments/*.py")]
     if '__name__ == "__main__"' in path.read_text()
 ]
 
