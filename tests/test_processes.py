@@ -86,7 +86,7 @@ def test_distilling_has_the_losses_of_one_process(inputs: Path, tmp_path: Path) 
     assert (done.status, done.stdout) == (0, ""), done
     assert run_main("distill.py", *distil_arguments(inputs, tmp_path / "one", *more)).status == 0
     assert_same_run(tmp_path / "two", tmp_path / "one")
-    assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
+    assert {*os.listdir(tmp_path / "two")} == {*os.listdir(tmp_path / "one"), "training_curves.png"}
     # one process speaks, also of what each did
     log = (tmp_path / "two" / "distill.log").read_text()
     assert log == done.stderr
@@ -178,6 +178,20 @@ def test_each_process_draws_its_own_dropout(inputs: Path, tmp_path: Path, pool: 
     assert abs(alone[0] / alone[1] - 1) > 0.01
 
 
+def test_all_keep_the_same_student_and_stop_after_the_same_evaluation(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+    (tmp_path / "qrels").write_text("q0 0 D4 1\nq1 0 D2 1\nq2 0 D5 1\n")
+    more = ["--dev_features_file", inputs / "passages", "--dev_qrels", tmp_path / "qrels", "--eval_model_step", 1]
+    more += ["--dev_measure", "NDCG@10", "--early_stopping_patience", 2, "--learning_rate", 0]
+    done = run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "two", *more))
+    assert [one.status for one in done] == [0, 0], done
+    assert run_main("distill.py", *distil_arguments(inputs, tmp_path / "one", *more)).status == 0
+    lines = (tmp_path / "one" / "dev_eval.jsonl").read_text()
+    assert lines.count("\n") == 3
+    assert (tmp_path / "two" / "dev_eval.jsonl").read_text() == lines
+    outcome = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert (outcome["finished"], outcome["best_step"], outcome["last_step"]) == (True, 1, 3)
+
+
 make_update = BertAdam.step
 
 
@@ -224,7 +238,7 @@ def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> No
     distil_refused("--teacher_model", tmp_path / "none", says="is not a directory")
     assert os.listdir(tmp_path) == []
     distil_refused("--learning_rate", 1e38, says="update 3: loss, cls_loss, att_loss")
-    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl", "training.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "speed.jsonl", "train_loss.jsonl", "training.json"]
     no_directory = rerank_arguments(inputs, tmp_path / "none" / "scores")
     assert_one_error(run_two(pool, "rerank.py", *no_directory), "--output_scores_file: the directory")
 
