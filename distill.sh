@@ -38,7 +38,7 @@ do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 
 # --- the best student
 dev_pairs=${dev_pairs:-}                    # pairs to re-rank, of queries that are not trained on: the student that
-                                            # ranks them best is kept. Some 100 queries tell students apart; more cost time.
+                                            # ranks them best is kept. Some 100 queries tell students apart.
                                             # empty: the student after the last update
 dev_qrels=${dev_qrels:-}                    # their judgements
 dev_measure=${dev_measure:-}                # of the documents ranked by MaxP: NDCG@10, MAP... empty: MRR@10
