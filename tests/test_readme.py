@@ -102,3 +102,11 @@ def test_every_test_that_the_table_of_promises_names_exists():
             assert f"def {test}(" in (tests[file] if file else of_section), test
             named += 1
     assert named > 50
+
+
+def test_the_tables_shown_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text()
+    table = (ROOT / "results" / "python_docs" / "table.md").read_text()
+    rows = table[table.index("| row |") :].split("\n\n")[0]
+    assert len(rows.splitlines()) > 5
+    assert rows in readme
