@@ -1061,7 +1061,9 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             board.flush()
 
     def evaluate(progress: dict) -> None:
-        step, value = progress["global_step"], dev_value(args, student, dev, features.header.max_seq_length)
+        step = progress["global_step"]
+        # GPUs may differ in the last digit, and all processes need to stop after the same evaluation
+        value = all_gathered(dev_value(args, student, dev, features.header.max_seq_length))[0]
         if progress["best_value"] is None or value > progress["best_value"]:
             progress |= {"best_step": step, "best_value": value, "evaluations_since_best": 0}
             if rank() == 0:
