@@ -189,6 +189,22 @@ def is_done(recipe: Recipe, places: Places, row: Row, seed: int | None) -> bool:
     return all(set(queries.measures) <= set(measured.get(queries.name, {})) for queries in recipe.query_sets)
 
 
+def check_test_sets(recipe: Recipe, places: Places, redo: list[str]) -> None:
+    """Refuses other files for a test set that rows, but for those in `redo`, were measured on."""
+    kept = [places.data(row, seed) for row, seed in jobs(recipe) if row.name not in redo]
+    measured = {name for path in kept if path.exists() for name in read_json(path)["test_sets"]}
+    settings_file = places.results / "settings.json"
+    before = read_json(settings_file)["recipe"]["test_sets"] if settings_file.exists() else {}
+    for queries in recipe.query_sets:
+        for key in ("pairs", "candidates", "qrels"):
+            made, path = before.get(queries.name, {}).get(key), getattr(queries, key)
+            if queries.name in measured and made not in (None, path):
+                raise InputError(
+                    f"{places.results} was made with test_sets.{queries.name}.{key} {made}, the recipe has {path}; "
+                    "give the test set another name, --redo all rows, or change it back"
+                )
+
+
 def forget(places: Places, recipe: Recipe, row: Row) -> None:
     """Removes what a row has: data, students, runs."""
     for seed in row.seeds or [None]:
@@ -462,6 +478,7 @@ def main() -> None:
     os.chdir(ROOT)
     results = Path("results") / recipe.name
     settings_file = results / "settings.json"
+    check_test_sets(recipe, Places(recipe), args.redo)
     if args.only_table:
         if not settings_file.exists():
             raise InputError(f"--only_table: there is no {settings_file}; run the recipe without it")
