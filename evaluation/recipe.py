@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.measures import measure_per_query
+from evaluation.measures import canonical_name, is_mean
 from formats.files import InputError
 
 Variable = str | int | float | bool
@@ -174,9 +174,11 @@ def _query_set(name: str, keys: _Keys) -> QuerySet:
         keys.refuse("measures", "needs to be a list of measures, each once")
     for measure in queries.measures:
         try:
-            measure_per_query(str(measure), {"q": {"d": 1}}, {"q": {"d": 1.0}})
+            canonical_name(str(measure))
         except ValueError as error:
             keys.refuse("measures", str(error))
+        if not is_mean(str(measure)):
+            keys.refuse("measures", f"'{measure}' is no mean over queries, which a table needs")
     return queries
 
 

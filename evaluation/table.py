@@ -73,7 +73,7 @@ def file_name(row: str, seed: int | None) -> str:
 
 def shape_of(config: Mapping[str, int]) -> str:
     """What of a student makes its speed."""
-    return "/".join(str(config[f"{name}"]) for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    return "/".join(str(config[name]) for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
 
 
 def read_results(directory: Path) -> Results:

@@ -123,6 +123,7 @@ def test_the_recipes_are_in_order(path: Path) -> None:
         ("variables.output_student_dir", "x", "variables.output_student_dir: is no variable"),
         ("variables.learning_rate", [1], "variables.learning_rate: [1] where text, a number"),
         ("test_sets.test.measures", ["NDGC@10"], "test_sets.test.measures: 'NDGC@10' is no measure"),
+        ("test_sets.test.measures", ["num_rel_ret"], "test_sets.test.measures: 'num_rel_ret' is no mean"),
         ("test_sets.test.qrels", None, "test_sets.test.qrels: is missing"),
         ("rows.standard.sedes", [1], "rows.standard.sedes: is unknown"),
         ("rows.standard.label", "TinyBERT", "label: 'TinyBERT' names two rows"),
@@ -517,6 +518,15 @@ def test_other_variables_are_refused_and_redone_on_demand(command: Command) -> N
     assert command.calls() == []
     assert command("--no_timing", "--redo", "simplified").status == 0
     assert Counter(call.split()[0] for call in command.calls()) == {"prepare": 1, "distill.sh": 1, "reranker.sh": 1}
+
+    for key in ("pairs", "top", "qrels"):  # of other candidates or judgements, the rows could not be compared
+        command.change(f'"data/tiny/{key}', f'"data/other/{key}')
+        for flags in ((), ("--only_table",)):
+            assert_refused(
+                command(*flags), "results/tiny was made with test_sets.test.", f"the recipe has data/other/{key}"
+            )
+        command.change(f'"data/other/{key}', f'"data/tiny/{key}')
+    assert command.calls() == []
 
     # a student that was trained, but not re-ranked before a stop, counts as well
     (command.results / "rows" / "simplified.42.json").unlink()
