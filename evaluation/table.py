@@ -1,7 +1,6 @@
 """A table of measured rows, in markdown and LaTeX, out of the data files in a folder of results."""
 
 import json
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from evaluation.recipe import Recipe, Row, parse_recipe
 from evaluation.significance import Comparison, compare, holm
+from evaluation.tables import escape_latex, latex_table, markdown_table
 from formats.files import InputError
 
 SIGNIFICANT = 0.05
@@ -149,13 +149,8 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
     ]
 
 
-class Table(NamedTuple):
-    header: list[str]
-    rows: list[list[str]]
-
-
-def main_table(results: Results) -> Table:
-    """A line a row: effectiveness, cost, speed."""
+def main_table(results: Results) -> list[list[str]]:
+    """A head, and a line a row: effectiveness, cost, speed."""
     recipe = results.recipe
     tokens = recipe.variables["max_seq_length"]
     header = ["row", "seeds", *(_title(results, measured) for measured in results.measured())]
@@ -186,11 +181,11 @@ def main_table(results: Results) -> Table:
             f"{statistics.fmean(seconds):,.0f} s" if seconds else "",
         ]
         rows.append(cells)
-    return Table(header, rows)
+    return [header, *rows]
 
 
-def test_table(results: Results) -> Table:
-    """A line a test."""
+def test_table(results: Results) -> list[list[str]]:
+    """A head, and a line a test."""
     header = ["measure", "row", "against", "difference", "p (t-test)", "p (randomization)", "effect size"]
     header.append("wins/ties/losses")
     rows = [
@@ -207,7 +202,7 @@ def test_table(results: Results) -> Table:
         for measured in results.measured()
         for test in tests_of(results, measured)
     ]
-    return Table(header, rows)
+    return [header, *rows]
 
 
 def order_lines(results: Results) -> list[str]:
@@ -299,75 +294,35 @@ def markdown(results: Results) -> str:
     parts = [
         f"# {results.recipe.title}",
         "Made by `experiments/make_table.py` of the data in this folder.",
-        _markdown_table(main_table(results)),
+        markdown_table(main_table(results)).rstrip(),
         " ".join(_legend(results)),
         *results.recipe.notes,
     ]
     if lines := order_lines(results):
         parts += ["## The paper's order", "\n".join(f"- {line}" for line in lines), _ORDER_CORRECTED]
-    if (tests := test_table(results)).rows:
-        parts += ["## Tests of significance", _markdown_table(tests), _CORRECTED]
+    if len(tests := test_table(results)) > 1:
+        parts += ["## Tests of significance", markdown_table(tests, num_left=3).rstrip(), _CORRECTED]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
 def latex(results: Results) -> str:
     """table.tex: two tables to be included, with the sentences between them."""
     parts = [
         "% Made by experiments/make_table.py of the data in this folder.",
-        _latex_table(main_table(results), 2, results.recipe.title),
+        _captioned(latex_table(main_table(results), num_left=2), results.recipe.title),
         escape_latex(" ".join([*_legend(results), *results.recipe.notes])),
     ]
     if lines := order_lines(results):
         items = "\n".join(f"\\item {escape_latex(line)}" for line in lines)
         parts += [f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}", escape_latex(_ORDER_CORRECTED)]
-    if (tests := test_table(results)).rows:
-        parts += [_latex_table(tests, 3, f"{results.recipe.title}: tests of significance. {_CORRECTED}")]
+    if len(tests := test_table(results)) > 1:
+        caption = f"{results.recipe.title}: tests of significance. {_CORRECTED}"
+        parts += [_captioned(latex_table(tests, num_left=3), caption)]
     return "\n\n".join(parts) + "\n"
 
 
-def _latex_table(table: Table, left: int, caption: str) -> str:
-    """`left`: how many columns are text; the others are numbers, aligned right."""
-    columns = "l" * left + "r" * (len(table.header) - left)
-    lines = [" & ".join(map(escape_latex, cells)) + r" \\" for cells in (table.header, *table.rows)]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape_latex(caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\hline",
-            lines[0],
-            r"\hline",
-            *lines[1:],
-            r"\hline",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    "±": r"$\pm$",
-    "†": r"$^{\dagger}$",
-    "‡": r"$^{\ddagger}$",
-} | {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def escape_latex(text: str) -> str:
-    """A text as LaTeX prints it. A bracket that begins a cell is no optional argument."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"^\[", "{[}", escaped)
+def _captioned(table: str, caption: str) -> str:
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{escape_latex(caption)}}}\n{table}\\end{{table}}"
 
 
 def _title(results: Results, measured: Measured) -> str:

@@ -14,6 +14,9 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "|": "$|$",
     "[": "{[}",  # at the start of a row these two would belong to the end of the row before
     "*": "{*}",
+    "±": r"$\pm$",
+    "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
 }
 
 
@@ -27,17 +30,17 @@ def text_table(rows: Rows) -> str:
     return "".join(lines)
 
 
-def markdown_table(rows: Rows) -> str:
-    """A table of GitHub's markdown, whose first row is the head."""
+def markdown_table(rows: Rows, num_left: int = 1) -> str:
+    """A table of GitHub's markdown, whose first row is the head; its first `num_left` columns are text."""
     head, *body = [[re.sub(r"([\\|*_`<>\[\]])", r"\\\1", cell) for cell in row] for row in rows]
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    rule = ["---"] * num_left + ["---:"] * (len(head) - num_left)
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
 
 
-def latex_table(rows: Rows) -> str:
-    """A `tabular` that needs no package, whose first row is the head."""
+def latex_table(rows: Rows, num_left: int = 1) -> str:
+    """A `tabular` that needs no package, whose first row is the head; its first `num_left` columns are text."""
     head, *body = [" & ".join(map(escape_latex, row)) + r" \\" + "\n" for row in rows]
-    columns = f"l{'r' * (len(rows[0]) - 1)}"
+    columns = "l" * num_left + "r" * (len(rows[0]) - num_left)
     return f"\\begin{{tabular}}{{{columns}}}\n\\hline\n{head}\\hline\n{''.join(body)}\\hline\n\\end{{tabular}}\n"
 
 
