@@ -286,8 +286,8 @@ def _legend(results: Results) -> list[str]:
 
 
 _CORRECTED = (
-    "p-values are two-sided and Holm-corrected over the rows with one baseline and measure. The tests are over queries: "
-    "they say nothing of other seeds, and a row of one seed is one training."
+    "p-values are two-sided and Holm-corrected over the rows with one baseline and measure. The tests are over "
+    "queries: they say nothing of other seeds, and a row of one seed is one training."
 )
 _ORDER_CORRECTED = "p: randomization test, Holm-corrected over the pairs of a line."
 
