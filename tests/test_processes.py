@@ -219,7 +219,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(inputs: Path, t
 def assert_one_error(done: list[Finished], says: str) -> int:
     """One of the processes says so, and all end with status 2; returns which said it."""
     assert [one.status for one in done] == [2, 2]
-    logged = re.compile(r"[\d-]+ [\d:,]+ (INFO|WARNING) ")
+    logged = re.compile(r"[\d-]+ [\d:,]+ (INFO|WARNING|ERROR) ")
     lines = [
         (number, line) for number, one in enumerate(done) for line in one.stderr.splitlines() if not logged.match(line)
     ]
