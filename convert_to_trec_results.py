@@ -6,9 +6,12 @@ import time
 from tqdm import tqdm
 
 from evaluation.aggregation import aggregation_function, first_p
-from formats.files import InputError, OnMalformed, RejectedLines, refuse_existing, refuse_line, run_script
+from formats.lines import OnMalformed, RejectedLines, refuse_line
 from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import write_run
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, run_script
 
 DESCRIPTION = """Makes one score per document out of its passages' scores and ranks the documents of each query.
 Reads lines `query_id, passage_id, score` (tab-separated; passage_id is doc_id, "_" and the passage's number, such as
@@ -54,7 +57,7 @@ def read_documents(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser = Parser(DESCRIPTION)
     parser.add_argument("--scores_file", required=True, help="passage scores, as rerank.py writes them")
     parser.add_argument("--output_results_file", required=True, help="the run to write")
     parser.add_argument(

@@ -20,7 +20,48 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.curves import (
+from formats.atomic import atomic_directory, atomic_write, remove_partial_files
+from formats.checksums import FILE_NAME as CHECKSUMS
+from formats.checksums import check_checksums, file_sha256, write_checksums
+from formats.features import Features, FeaturesHeader, read_blocks
+from formats.pairs import split_example_id
+from formats.scores import PassageScore
+from modeling.bert import POOLED_ACTIVATIONS, BertRanker
+from modeling.frozen import FrozenRanker
+from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
+from modeling.model_files import (
+    check_reads_features,
+    fingerprint,
+    load_ranker,
+    make_fit_dense,
+    save_ranker,
+)
+from modeling.scoring import pairs_at_a_time, relevance_scores
+from runtime.device import (
+    be_deterministic,
+    choose_device,
+    choose_precision,
+    dtype_of,
+    is_out_of_memory,
+    keep_freed_memory,
+)
+from runtime.distributed import (
+    all_gather,
+    all_reduce,
+    all_reduce_gradients,
+    costs,
+    devices_name,
+    join,
+    local_device,
+    rank,
+    rank_zero_only,
+    world_size,
+)
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.hub import model_directory
+from runtime.script import append_line, buffered_log, lock_directory, run_script
+from training.curves import (
     DEV_FILE,
     LOSS_FILE,
     PICTURE,
@@ -29,68 +70,16 @@ from evaluation.curves import (
     used_losses,
     write_training_curves,
 )
-from evaluation.dev import DevPairs, check_measure, measure_of, read_dev_pairs
-from formats.checksums import FILE_NAME as CHECKSUMS
-from formats.checksums import check_checksums, file_sha256, write_checksums
-from formats.features import Features, FeaturesHeader, read_blocks
-from formats.files import (
-    InputError,
-    append_line,
-    hold_directory,
-    hold_log,
-    remove_left_overs,
-    run_script,
-    write_whole,
-    write_whole_directory,
-)
-from formats.pairs import split_example_id
-from formats.scores import PassageScore
-from modeling.bert import POOLED_ACTIVATIONS, BertRanker
-from modeling.checkpoint import (
-    CheckpointError,
-    check_reads_features,
-    fingerprint,
-    load_ranker,
-    make_fit_dense,
-    save_ranker,
-)
-from modeling.device import (
-    DeviceError,
-    be_deterministic,
-    choose_device,
-    choose_precision,
-    dtype_of,
-    is_out_of_memory,
-    keep_freed_memory,
-)
-from modeling.frozen import FrozenRanker
-from modeling.hub import HubError, model_directory
-from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
-from modeling.optimization import BertAdam, GradientError, decay_groups
-from modeling.processes import (
-    ProcessError,
-    all_gathered,
-    all_sum,
-    all_sum_gradients,
-    costs,
-    devices_name,
-    join,
-    own_device,
-    rank,
-    with_one_voice,
-    world_size,
-)
-from modeling.scoring import pairs_at_a_time, relevance_scores
-from modeling.training_state import FILE_NAME as TRAINING_STATE
-from modeling.training_state import (
+from training.dev import DevPairs, check_measure, measure_of, read_dev_pairs
+from training.optimizer import BertAdam, GradientError, decay_groups
+from training.state import FILE_NAME as TRAINING_STATE
+from training.state import (
     Training,
-    TrainingStateError,
-    generator_states,
     load_training_state,
     read_progress,
+    rng_states,
     save_training_state,
 )
-from modeling.vocabulary import VocabularyError
 
 logger = logging.getLogger("distill")
 
@@ -120,9 +109,7 @@ LEAST_AUC = 0.6
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Distils a fine-tuned BERT ranker (the teacher) into a small one (the student).
 
   python distill.py --features_file train.features --teacher_model teacher/ \\
@@ -469,7 +456,7 @@ def read_run_file(directory: Path) -> dict:
 
 def write_run_file(directory: Path, finished: bool, settings: dict, outcome: dict | None = None) -> None:
     """Says what `read_run_file` reads, and what came out."""
-    with write_whole(directory / RUN_FILE) as file:
+    with atomic_write(directory / RUN_FILE) as file:
         json.dump({"finished": finished, **(outcome or {}), "settings": settings}, file, indent=2)
         file.write("\n")
 
@@ -479,7 +466,7 @@ def prepare_output_dir(directory: Path, settings: dict, start: Path | None) -> N
 
     The model of an earlier run stays until the new one replaces it; its checkpoints go.
     """
-    remove_left_overs(directory)
+    remove_partial_files(directory)
     if start is None:
         directory.joinpath(RUN_FILE).unlink(missing_ok=True)
     for checkpoint in earlier_checkpoints(directory):
@@ -492,7 +479,7 @@ def prepare_output_dir(directory: Path, settings: dict, start: Path | None) -> N
         if name == DEV_FILE and settings["dev_qrels"] is None:
             directory.joinpath(name).unlink(missing_ok=True)
             continue
-        with write_whole(directory / name, binary=True) as file:
+        with atomic_write(directory / name, binary=True) as file:
             file.write(b"" if start is None else start.joinpath(name).read_bytes())
     speeds = read_lines_until(directory / SPEED_FILE, checkpoint_step(start) if start else 0)
     directory.joinpath(SPEED_FILE).unlink(missing_ok=True)
@@ -791,9 +778,9 @@ def train(
                     losses = distillation_losses(args, student, teacher, fit_dense, layer_map, batch)
                 backward(losses["loss"] / num_parts, last=part is own_parts[-1])
                 mean_losses[:-1] += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
-            all_sum_gradients(trained.parameters())  # scaled as they are, so that an overflow is one everywhere
+            all_reduce_gradients(trained.parameters())  # scaled as they are, so that an overflow is one everywhere
             mean_losses[-1] = len(signals)
-            *means, must_stop = all_sum(mean_losses).tolist()
+            *means, must_stop = all_reduce(mean_losses).tolist()
             faults = [name for name, mean in zip(LOSSES, means, strict=True) if not math.isfinite(mean)]
             try:
                 if faults and args.precision != "fp16":
@@ -846,7 +833,7 @@ def train(
             if must_stop or (args.save_model_step and global_step % args.save_model_step == 0):
                 save_checkpoint(training, progress)
             if must_stop:
-                all_sum(torch.zeros(1, device=device))  # no process ends before the first has saved
+                all_reduce(torch.zeros(1, device=device))  # no process ends before the first has saved
                 logger.warning("stopped by a signal after update %d; --resume goes on with it", global_step)
                 sys.exit(STOPPED)
     made = progress["global_step"]
@@ -923,7 +910,7 @@ def load_models(
 ) -> tuple[BertRanker, BertRanker | None, torch.nn.Linear | None, list[int], list[str]]:
     """Student, teacher, fit_dense, layer map (these three where the method has them), and the student's vocabulary.
 
-    Raises InputError or CheckpointError where they do not fit the features or each other.
+    Raises InputError or ModelFileError where they do not fit the features or each other.
     """
     teacher = fit_dense = teacher_vocabulary = None
     layer_map: list[int] = []
@@ -966,7 +953,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
         args.teacher_model = model_directory(args.teacher_model)
     args.general_student_model = model_directory(args.general_student_model)
     start = None
-    with hold_log() as held:  # until everything is checked, nothing is written
+    with buffered_log() as held:  # until everything is checked, nothing is written
         features = load_features(args)
         student, teacher, fit_dense, layer_map, vocabulary = load_models(args, features.header)
         dev = None
@@ -1035,7 +1022,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
     def keep_best(step: int, weights: Path | None = None) -> None:
         """Keeps the student, or one whose weights a checkpoint holds, in a directory of its own, and no earlier one."""
         best = directory / f"best-{step}"
-        with write_whole_directory(best, last="config.json") as partial:
+        with atomic_directory(best, last="config.json") as partial:
             write_student(partial)
             if weights is not None:
                 shutil.copyfile(weights, partial / "model.safetensors")
@@ -1063,7 +1050,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
     def evaluate(progress: dict) -> None:
         step = progress["global_step"]
         # GPUs may differ in the last digit, and all processes need to stop after the same evaluation
-        value = all_gathered(dev_value(args, student, dev, features.header.max_seq_length))[0]
+        value = all_gather(dev_value(args, student, dev, features.header.max_seq_length))[0]
         if progress["best_value"] is None or value > progress["best_value"]:
             progress |= {"best_step": step, "best_value": value, "evaluations_since_best": 0}
             if rank() == 0:
@@ -1080,11 +1067,11 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
             show({f"dev {dev.measure}": value}, step)
 
     def save_checkpoint(training: Training, progress: dict) -> None:
-        generators = all_gathered(generator_states(device))
+        generators = all_gather(rng_states(device))
         if rank() > 0:
             return
         checkpoint = directory / f"checkpoint-{progress['global_step']}"
-        with write_whole_directory(checkpoint, last=CHECKSUMS) as partial:
+        with atomic_directory(checkpoint, last=CHECKSUMS) as partial:
             write_student(partial)
             state = progress | {"settings": settings, "machine": machine}
             save_training_state(partial, training, generators, state)
@@ -1130,7 +1117,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> None:
     outcome |= {name: progress[name] for name in ("best_step", "best_value") if dev is not None}
     if rank() == 0:
         with signals_noted():  # too late to stop: without checkpoints, all would be lost
-            with write_whole_directory(directory, last="config.json") as partial:
+            with atomic_directory(directory, last="config.json") as partial:
                 if dev is None:
                     write_student(partial)
                 else:
@@ -1162,17 +1149,14 @@ def draw_curves(directory: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    device = own_device(choose_device(args.device))
+    device = local_device(choose_device(args.device))
     args.precision = choose_precision(args.precision, args.fp16, device)
     if args.deterministic and device.type == "cuda":
         be_deterministic()
     torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which each process draws for itself
-    with hold_directory(args.output_student_dir, "--output_student_dir") if rank() == 0 else contextlib.nullcontext():
+    with lock_directory(args.output_student_dir, "--output_student_dir") if rank() == 0 else contextlib.nullcontext():
         distil(args, device)
 
 
 if __name__ == "__main__":
-    run_script(
-        with_one_voice(main),
-        *(CheckpointError, VocabularyError, HubError, DeviceError, ProcessError, TrainingStateError),
-    )
+    run_script(rank_zero_only(main))

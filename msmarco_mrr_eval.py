@@ -25,8 +25,12 @@ from evaluation.measures import (
 )
 from evaluation.significance import Comparison, compare, holm
 from evaluation.tables import escape_latex, latex_table, markdown_table, text_table
-from formats.files import InputError, OnMalformed, refuse_existing, run_script, write_whole
+from formats.atomic import atomic_write
+from formats.lines import OnMalformed
 from formats.trec import read_qrels_with_note, read_ranked_run, read_run
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, run_script
 
 DESCRIPTION = """Prints the number of queries of a run (query_num), MRR and MRR@10 over them, or other measures; of
 several runs a table.
@@ -68,9 +72,7 @@ Tests = dict[str, dict[str, Tested]]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(DESCRIPTION)
     parser.add_argument("qrels", metavar="QRELS", help="judgements, four columns")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="runs, six columns")
     parser.add_argument(
@@ -266,7 +268,7 @@ def as_json(evaluated: dict[str, Evaluated], baseline: str | None, tests: Tests)
 
 
 def write_per_query(path: str, evaluated: dict[str, Evaluated]) -> None:
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.write("run\tmeasure\tquery_id\tvalue\n")
         for name, results in evaluated.items():
             for measure, values in results.values.items():

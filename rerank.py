@@ -11,39 +11,36 @@ import numpy as np
 from tqdm import tqdm
 
 from formats.features import check_pairs, read_blocks
-from formats.files import InputError, hold_log, refuse_existing, report, run_script
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
 from modeling.bert import POOLED_ACTIVATIONS
-from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker
-from modeling.device import (
-    DeviceError,
+from modeling.frozen import FrozenRanker
+from modeling.model_files import check_reads_features, load_ranker
+from modeling.scoring import pairs_at_a_time, relevance_scores
+from runtime.device import (
     choose_device,
     choose_precision,
     is_out_of_memory,
     keep_freed_memory,
 )
-from modeling.frozen import FrozenRanker
-from modeling.hub import HubError, model_directory
-from modeling.processes import (
-    ProcessError,
+from runtime.distributed import (
     costs,
     devices_name,
     join,
-    own_device,
+    local_device,
     rank,
-    with_one_voice,
+    rank_zero_only,
 )
-from modeling.scoring import pairs_at_a_time, relevance_scores
-from modeling.vocabulary import VocabularyError
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.hub import model_directory
+from runtime.script import buffered_log, refuse_existing, report, run_script
 
 logger = logging.getLogger("rerank")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Scores the passages of tokenized (query, passage) pairs with a ranker, teacher or student.
 
   python rerank.py --model_dir student/ --features_file test.features --output_scores_file test.scores
@@ -90,9 +87,9 @@ same.""",
 
 def main() -> None:
     args = parse_args()
-    device = own_device(choose_device(args.device))
+    device = local_device(choose_device(args.device))
     precision = choose_precision(args.precision, args.fp16, device)
-    with hold_log() as held:
+    with buffered_log() as held:
         header, count = check_pairs(args.features_file, "--features_file")
         if args.max_seq_length not in (None, header.max_seq_length):
             raise InputError(
@@ -148,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(with_one_voice(main), CheckpointError, VocabularyError, DeviceError, HubError, ProcessError)
+    run_script(rank_zero_only(main))

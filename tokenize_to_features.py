@@ -5,28 +5,28 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
 
 from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
-from formats.files import InputError, OnMalformed, RejectedLines, refuse_existing, report, run_script
+from formats.lines import OnMalformed, RejectedLines
 from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
-from modeling.hub import HubError, model_directory
-from modeling.packing import pack_text
-from modeling.pair_encoding import encode_pairs, useful_processes
-from modeling.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
-from modeling.wordpiece import WordPiece
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.hub import model_directory
+from runtime.script import refuse_existing, report, run_script
+from tokenization.packing import pack_text
+from tokenization.pair_encoding import encode_pairs, useful_processes
+from tokenization.vocabulary import load_vocabulary, vocabulary_sha256
+from tokenization.wordpiece import WordPiece
 
 DEFAULT_SEED = 42
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Tokenizes (query, passage) pairs, or plain text, with a model's WordPiece vocabulary.
 
   python tokenize_to_features.py --set_name train --raw_data_file train.tsv \\
@@ -162,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, VocabularyError, HubError, BrokenProcessPool)
+    run_script(main)

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from formats.files import InputError, run_script
 from formats.pairs import read_pairs, split_example_id
 from formats.scores import split_passage_id
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e9  # bytes above the text of the documents that a script needs
@@ -47,9 +49,7 @@ class Measured(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Makes a collection, packed and not, runs the scripts that make pairs of it, and prints how fast
 they were next to a bare read of the same bytes (or a bare unpacking), and how much memory they took at most.
 

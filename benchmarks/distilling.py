@@ -18,9 +18,11 @@ from benchmarks import plain
 from benchmarks.made_up import HEADS, Shape, last_json, machine, make_features, make_model, run, shape
 from distill import epoch_order
 from formats.features import Features
-from formats.files import InputError, run_script
-from modeling.checkpoint import load_ranker
-from modeling.device import DeviceError, choose_device, dtype_of
+from modeling.model_files import load_ranker
+from runtime.device import choose_device, dtype_of
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 SEED = 42
 DROPOUT = 0.1
@@ -29,9 +31,7 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-2}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Distils by the simplified method on made-up features, by distill.py in each precision and by the
 plain version, and prints examples/s, their ratio, and the most memory that each process held.
 
@@ -198,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, DeviceError)
+    run_script(main)

@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
 from formats.features import Example, Features, FeaturesHeader, write_features
-from formats.files import InputError, run_script
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 64
@@ -70,9 +72,7 @@ class Measured(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Makes up features and CSV of the published layout, and prints how long a fresh process takes to
 open them and to read every example once, in random order and batches of 64 padded to 256, and its largest resident
 set; for the features also of two processes at once.

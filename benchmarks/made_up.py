@@ -15,10 +15,10 @@ import transformers
 
 from benchmarks.machine import describe_machine
 from formats.features import Example, FeaturesHeader, write_features
-from formats.files import InputError
 from modeling.bert import BertRanker
-from modeling.checkpoint import save_ranker
-from modeling.vocabulary import vocabulary_sha256
+from modeling.model_files import save_ranker
+from runtime.errors import InputError
+from tokenization.vocabulary import vocabulary_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -13,8 +13,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.made_up import HEADS, Shape, machine, make_features, make_model, run
-from formats.files import InputError, run_script
 from formats.scores import read_scores
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 MAX_SEQ_LENGTH = 128
 LOSS_TOLERANCE = 1e-4  # relative: sums in another order, over all updates
@@ -22,9 +24,7 @@ SCORE_TOLERANCE = 1e-5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Runs distill.py (12 to 3 layers, simplified) and rerank.py on made-up features, by one process
 with all threads and by several with a share of them each, in turn, and prints the speed of each and their ratio.
 

@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import plain
 from benchmarks.made_up import HEADS, Shape, last_json, machine, make_model, make_pairs, run, shape
 from formats.features import Features
-from formats.files import InputError, run_script
 from formats.pairs import read_pairs
 from formats.scores import read_scores
-from modeling.device import DeviceError, choose_device, dtype_of
+from runtime.device import choose_device, dtype_of
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 PLAIN_BATCH = 100
 WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of them are two tokens
@@ -30,9 +32,7 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Re-ranks made-up pairs, of full length and of 15 to 150 words, with a student of random weights:
 by tokenize_to_features.py and rerank.py in each precision, by the plain version (100 padded pairs at a time), by
 CrossEncoder where sentence-transformers is installed, and with a teacher by rerank.py. Prints pairs/s and ratios.
@@ -178,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, DeviceError)
+    run_script(main)

@@ -19,11 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import describe_machine
 from benchmarks.plain_tokenization import PaddedExample, tokenize, write_csv
 from formats.features import Features
-from formats.files import InputError, read_lines, run_script
+from formats.lines import read_lines
 from formats.pairs import Pair, read_pairs, write_pairs
-from modeling.hub import HubError, model_directory
-from modeling.vocabulary import VocabularyError, load_vocabulary
-from modeling.wordpiece import WordPiece
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.hub import model_directory
+from runtime.script import run_script
+from tokenization.vocabulary import load_vocabulary
+from tokenization.wordpiece import WordPiece
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSAGES_PER_QUERY = 30
@@ -34,9 +37,7 @@ SPACES = " \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029\u3000\u200b\ufeff\ufff
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Runs tokenize_to_features.py over pairs, the published tokenizer written out plainly
 (benchmarks/plain_tokenization.py) over some of them, and prints how many pairs/s and bytes a pair both make. Compares
 the token ids of these pairs, and of random Unicode strings, with and without lower case.
@@ -205,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, VocabularyError, HubError)
+    run_script(main)

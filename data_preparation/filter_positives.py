@@ -14,18 +14,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_preparation.histogram import write_score_histogram
 from data_preparation.reports import beside, refuse_with_report, write_report
 from data_preparation.training_examples import choose_positives
-from formats.files import InputError, report, run_script
 from formats.pairs import Pair, read_pairs, split_example_id, write_pairs
 from formats.scores import read_scores, split_passage_id
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import report, run_script
 
 # A relevant document is one of a query: (query_id, doc_id).
 RelevantDocument = tuple[str, str]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Drops positives that the teacher does not find relevant.
 
   python data_preparation/filter_positives.py --pairs_file train_pairs.tsv.gz --scores_file positives_scores.tsv \\

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from formats.files import write_whole
+from formats.atomic import atomic_write
 
 BINS = 50
 # Told apart also by those who see fewer colours (Okabe and Ito 2008).
@@ -43,5 +43,5 @@ def write_score_histogram(path: Path, kept: Sequence[float], dropped: Sequence[f
     axes.spines[["top", "right"]].set_visible(False)
     # Below: most scores are near 0 and 1, so that the bars leave no corner free.
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    with write_whole(path, binary=True) as file:
+    with atomic_write(path, binary=True) as file:
         figure.savefig(file, format="png")

@@ -10,14 +10,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.candidates import K1, B, bm25_candidates
 from data_preparation.sources import Collection, add_collection_arguments, input_files, open_collection
-from formats.files import InputError, refuse_existing, report, run_script
 from formats.trec import write_qrels, write_run
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, report, run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description=f"""Ranks the documents of a collection that comes without candidates, by BM25 (k1 {K1}, b {B}).
 
   python data_preparation/make_candidates.py --collection scifact/ --split train --output_run_file scifact/top100.train

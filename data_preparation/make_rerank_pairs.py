@@ -15,14 +15,14 @@ from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
 from data_preparation.reports import refuse_with_report, write_report
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
-from formats.files import InputError, report, run_script
 from formats.pairs import Pair, make_example_id, write_pairs
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import report, run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Makes a pair of every passage of each query's best candidates.
 
   python data_preparation/make_rerank_pairs.py --collection msmarco/msmarco-docs.tsv.gz \\

@@ -10,8 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
+from formats.atomic import atomic_write
 from formats.documents import Document
-from formats.files import InputError, refuse_existing, report, run_script, write_whole
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, report, run_script
 
 # White space behind ., ! or ?, with or without a closing quote or bracket, and before a capital, a digit or an opening
 # one; but not behind an initial ("J. Doe") or an abbreviation that a sentence goes on from. It begins with the white
@@ -25,9 +28,7 @@ _SENTENCE_END = re.compile(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Writes the documents of a collection as plain text, for general distillation.
 
   python data_preparation/make_text.py --collection scifact/ --output_text_file scifact/text.txt
@@ -60,7 +61,7 @@ def main() -> None:
     start = time.monotonic()
     collection = open_collection(args)
     documents = sentences = words = empty = 0
-    with write_whole(args.output_text_file) as file:
+    with atomic_write(args.output_text_file) as file:
         for document in itertools.islice(collection.documents(), args.max_documents):
             lines = paragraph(document)
             if not lines:

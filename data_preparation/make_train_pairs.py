@@ -15,14 +15,14 @@ from data_preparation.passages import add_passage_arguments, check_passage_argum
 from data_preparation.reports import refuse_with_report, write_report
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
 from data_preparation.training_examples import draw_documents, needed_by, negative_pairs, relevant_pairs
-from formats.files import InputError, report, run_script
 from formats.pairs import NO_LABEL, Pair, write_pairs
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import report, run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Makes the pairs to train with: every passage of relevant documents, and drawn passages of others.
 
   python data_preparation/make_train_pairs.py --collection msmarco/msmarco-docs.tsv.gz \\

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data_preparation.sources import Collection, needed_documents
 from formats.documents import Document
-from formats.files import InputError
+from runtime.errors import InputError
 
 
 class Needed(NamedTuple):

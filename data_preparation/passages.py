@@ -2,7 +2,7 @@
 
 import argparse
 
-from formats.files import InputError
+from runtime.errors import InputError
 
 WINDOW = 150
 STRIDE = 75

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from formats.files import refuse_existing, write_whole
+from formats.atomic import atomic_write
+from runtime.script import refuse_existing
 
 
 def beside(output: Path, suffix: str) -> Path:
@@ -24,5 +25,5 @@ def refuse_with_report(
 
 def write_report(output: Path, figures: Mapping) -> None:
     """Writes `figures` to `OUTPUT.report.json`; what JSON does not know, such as a path, as text."""
-    with write_whole(beside(output, ".report.json")) as file:
+    with atomic_write(beside(output, ".report.json")) as file:
         file.write(json.dumps(figures, indent=2, default=str) + "\n")

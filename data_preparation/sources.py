@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from formats.documents import Document, read_documents
-from formats.files import InputError, check_id
+from formats.lines import check_id
 from formats.queries import add_query, read_queries
 from formats.trec import rank_documents, read_qrels_with_note, read_run
+from runtime.errors import InputError
 
 IR_DATASETS = "ir_datasets:"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from formats.files import InputError, refuse_existing, report, run_script
 from formats.trec import read_qrels, write_qrels
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, report, run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Holds out some of the judged queries, to stop training and choose settings by.
 
   python data_preparation/split_queries.py --qrels scifact/qrels.train.txt --num_dev 159 \\

@@ -109,7 +109,7 @@ make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file "
 # --- general student: layers of the encoder, distilled on plain text
 make "$data/text.txt" prepare make_text --collection "$source" --max_documents "$general_documents" \
     --output_text_file "$data/text.txt"
-make "$models/layers/config.json" prepare make_general_student --model_dir "$encoder" --layers "$student_layers" \
+make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" --layers "$student_layers" \
     --output_dir "$models/layers"
 make "$models/general_student/config.json" env distill_model_type=intermediate set_name=general \
     train_pairs="$data/text.txt" teacher_model="$encoder" general_student_model="$models/layers" \

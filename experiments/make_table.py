@@ -17,13 +17,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
-from evaluation.costs import SIZES, flops_per_pair, num_parameters
 from evaluation.measures import measure_per_query
-from evaluation.picture import write_picture
-from evaluation.recipe import QuerySet, Recipe, Row, Variable, load_recipe, parse_recipe
-from evaluation.table import file_name, latex, markdown, read_results, shape_of
-from formats.files import InputError, hold_directory, read_lines, report, run_script, write_whole
+from experiments.costs import SIZES, flops_per_pair, num_parameters
+from experiments.picture import write_picture
+from experiments.recipe import QuerySet, Recipe, Row, Variable, load_recipe, parse_recipe
+from experiments.table import file_name, latex, markdown, read_results, shape_of
+from formats.atomic import atomic_write
+from formats.lines import read_lines
 from formats.trec import read_qrels_with_note, read_run
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import lock_directory, report, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 75  # exit status of distill.py: stopped by a signal and saved, to be gone on with
@@ -37,9 +41,7 @@ OWN = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Runs the rows of a recipe by distill.sh and reranker.sh and makes a table of them.
 
   python experiments/make_table.py experiments/python_docs.toml
@@ -119,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         json.dump(data, file, indent=1, ensure_ascii=False)
         file.write("\n")
 
@@ -321,7 +323,7 @@ def keep_logs(model: Path, logs: Path, name: str) -> None:
     for directory, step in ((model.with_name(f"{model.name}_intermediate"), ".intermediate"), (model, "")):
         if (log := directory / "distill.log").exists():
             lines = log.read_text("utf-8").splitlines(keepends=True)
-            with write_whole(logs / f"{name}{step}.distill.log") as file:
+            with atomic_write(logs / f"{name}{step}.distill.log") as file:
                 file.writelines(line for line in lines if not re.search(r" INFO update \d+ of \d+:", line))
         if (losses := directory / "train_loss.jsonl").exists():
             shutil.copyfile(losses, logs / f"{name}{step}.train_loss.jsonl")
@@ -384,7 +386,7 @@ def write_sample(pairs: Path, sample: Path, count: int) -> int:
     text = "".join(lines)
     if not sample.exists() or sample.read_text("utf-8") != text:  # reranker.sh tokenizes what is newer
         sample.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(sample) as file:
+        with atomic_write(sample) as file:
             file.write(text)
     return len(lines)
 
@@ -413,7 +415,7 @@ def write_table(results: Path) -> None:
     """Makes table.md, table.tex and table.png of the data in a folder of results; needs no models."""
     found = read_results(results)
     for name, text in (("table.md", markdown(found)), ("table.tex", latex(found))):
-        with write_whole(results / name) as file:
+        with atomic_write(results / name) as file:
             file.write(text)
     picture = results / "table.png"
     if found.speed is None:
@@ -490,7 +492,7 @@ def main() -> None:
             "machine": describe_machine("torch", "transformers"),
             "environment": {name: os.environ[name] for name in ("device", "num_processes") if name in os.environ},
         }
-        with hold_directory(results, "RECIPE"):
+        with lock_directory(results, "RECIPE"):
             run_recipe(args, recipe, settings)
     write_table(results)
     done = sum(Places(recipe).data(*job).exists() for job in jobs(recipe))

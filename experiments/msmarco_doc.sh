@@ -75,7 +75,7 @@ prepare() {
 }
 
 # --- teacher
-make "$models/teacher/config.json" prepare convert_tf_checkpoint --tf_checkpoint "$teacher_checkpoint" \
+make "$models/teacher/config.json" "$python" model_tools/convert_tf_checkpoint.py --tf_checkpoint "$teacher_checkpoint" \
     --output_dir "$models/teacher"
 
 # --- pairs to train with: positives that the teacher finds relevant, and negatives. The reports are written last.
@@ -107,7 +107,7 @@ if [[ -z $general_text ]]; then
     make "$general_text" prepare make_text --collection "$documents" --max_documents "$general_documents" \
         --output_text_file "$general_text"
 fi
-make "$models/scratch_3_384/config.json" prepare make_general_student --model_dir "$pretrained" --num_layers 3 \
+make "$models/scratch_3_384/config.json" "$python" model_tools/make_general_student.py --model_dir "$pretrained" --num_layers 3 \
     --hidden_size 384 --num_heads 12 --output_dir "$models/scratch_3_384"
 general_3_384=$models/general_3_384
 make "$general_3_384/config.json" env distill_model_type=intermediate set_name=general train_pairs="$general_text" \

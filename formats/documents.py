@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import InputError, check_id, read_json_lines, read_lines, text_field
+from formats.lines import check_id, read_json_lines, read_lines, text_field
+from runtime.errors import InputError
 
 
 class Document(NamedTuple):

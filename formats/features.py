@@ -16,8 +16,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from formats.files import InputError, naming_errors, write_whole
+from formats.atomic import atomic_write
 from formats.pairs import split_example_id
+from runtime.errors import InputError, naming_errors
 
 FORMAT = "simplified-tinybert-features"
 VERSION = 1
@@ -92,7 +93,7 @@ def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[
     """
     dtypes = header.dtypes()
     total = 0
-    with write_whole(path, binary=True) as file:
+    with atomic_write(path, binary=True) as file:
         pickle.dump(
             {"format": FORMAT, "version": VERSION, **header._asdict(), "dtypes": dtypes},
             file,

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import FirstLines, InputError, OnMalformed, read_rows, refuse_line, write_whole
+from formats.atomic import atomic_write
+from formats.lines import FirstLines, OnMalformed, read_rows, refuse_line
+from runtime.errors import InputError
 
 NO_LABEL = -1
 COLUMNS = ("example_id", "query", "passage", "label")
@@ -96,7 +98,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
     Every run of white space in a text, tabs and line ends included, becomes one blank.
     """
     count = 0
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         for pair in pairs:
             fields = [pair.example_id, " ".join(pair.query.split()), " ".join(pair.passage.split())]
             if pair.label != NO_LABEL:

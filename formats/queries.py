@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from formats.documents import is_json_lines
-from formats.files import InputError, check_id, read_json_lines, read_lines, text_field
+from formats.lines import check_id, read_json_lines, read_lines, text_field
+from runtime.errors import InputError
 
 
 def read_queries(path: str | Path) -> dict[str, str]:

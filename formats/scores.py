@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import FirstLines, OnMalformed, check_id, read_rows, refuse_line, write_whole
+from formats.atomic import atomic_write
+from formats.lines import FirstLines, OnMalformed, check_id, read_rows, refuse_line
 
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -80,7 +81,7 @@ def format_score_line(row: PassageScore) -> str:
 def write_scores(path: str | Path, rows: Iterable[PassageScore]) -> int:
     """Writes scores; returns how many."""
     count = 0
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         for row in rows:
             file.write(format_score_line(row))
             count += 1

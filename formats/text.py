@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from formats.files import read_lines
+from formats.lines import read_lines
 
 
 class TextLine(NamedTuple):

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.files import FirstLines, InputError, OnMalformed, read_lines, read_rows, refuse_line, write_whole
+from formats.atomic import atomic_write
+from formats.lines import FirstLines, OnMalformed, read_lines, read_rows, refuse_line
 from formats.scores import parse_score
+from runtime.errors import InputError
 
 # What trec_eval takes as white space (isspace of the C locale); str.split would also part an id at a no-break space.
 _COLUMN = re.compile(r"[^ \t\v\f]+")
@@ -140,7 +142,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name
     Raises InputError for a score that is beyond the 32-bit floats of trec_eval.
     """
     count = 0
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         for query_id, scores in run.items():
             try:
                 written = written_scores(scores)
@@ -165,7 +167,7 @@ def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
 def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int:
     """Writes judgements in TREC's layout; returns how many."""
     rows = [(query_id, doc_id, grade) for query_id, grades in qrels.items() for doc_id, grade in grades.items()]
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.writelines(f"{query_id}\t0\t{doc_id}\t{grade}\n" for query_id, doc_id, grade in rows)
     return len(rows)
 

@@ -1,1 +1,1 @@
-"""What a model is: the BERT ranker, its checkpoints and vocabulary, the distillation losses, the optimiser."""
+"""The BERT ranker, its fast form for inference, the losses, model files."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeling.bert import BertRanker, RankerOutput
-from modeling.device import multiplies_bfloat16
+from runtime.device import multiplies_bfloat16
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 # oneDNN compiles a product for each shape that it meets; rounded up there are few of them.

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from modeling.frozen import FrozenRanker
-from modeling.processes import all_sum, rank, world_size
+from runtime.distributed import all_reduce, rank, world_size
 
 
 def pairs_at_a_time(device: torch.device) -> int:
@@ -49,5 +49,5 @@ def relevance_scores(
         batch = {name: torch.from_numpy(array) for name, array in batch_of(chosen).items() if name != "labels"}
         logits[torch.from_numpy(chosen).to(model.device)] = model(**batch).logits
         scored += len(chosen)
-    logits = all_sum(logits)  # each pair's are computed once, so that their sum is what they are
+    logits = all_reduce(logits)  # each pair's are computed once, so that their sum is what they are
     return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy(), scored

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def no_curves() -> Iterator[None]:
     """Drawing takes longer than most runs of the tests; those of the curves put it back."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("evaluation.curves.write_training_curves", lambda directory: False)
+        patched.setattr("training.curves.write_training_curves", lambda directory: False)
         yield
 
 

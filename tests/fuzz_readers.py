@@ -20,7 +20,7 @@ DIRECTORY = Path(tempfile.gettempdir()) / f"fuzz_readers.{os.getpid()}"
 def check_features(content: bytes, directory: Path) -> bool:
     """Whether `content` is read as features. Raises AssertionError where it does not stay the same."""
     from formats.features import Example, Features, read_blocks, read_header, write_features
-    from formats.files import InputError
+    from runtime.errors import InputError
 
     def read(path: Path) -> tuple[object, list[Example]]:
         return read_header(path), [
@@ -52,8 +52,8 @@ def check_features(content: bytes, directory: Path) -> bool:
 
 def check_pairs(content: bytes, directory: Path) -> bool:
     """Whether `content` is read as pairs, with labels or without. Raises AssertionError as `check_features`."""
-    from formats.files import InputError
     from formats.pairs import read_pairs, write_pairs
+    from runtime.errors import InputError
 
     path, again = directory / "pairs", directory / "again"
     path.write_bytes(content)

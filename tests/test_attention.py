@@ -5,7 +5,7 @@ import torch
 from tiny import STUDENT, TOKENS, student_weights, write_published
 
 from modeling.attention import attention_without_padding, dropout_keep_mask, key_lengths
-from modeling.checkpoint import load_ranker
+from modeling.model_files import load_ranker
 
 B, HEADS, T, E = 3, 2, 7, 5
 LENGTHS = [7, 1, 4]

@@ -25,13 +25,13 @@ from tiny import (
 )
 
 from distill import CHECKPOINT_FILES
-from evaluation.dev import DevPairs, measure_of, read_dev_pairs
 from formats.checksums import check_checksums
 from formats.features import Example, FeaturesHeader, read_header, write_features
-from formats.files import InputError
 from formats.scores import PassageScore, read_scores
-from modeling.checkpoint import load_ranker
-from modeling.vocabulary import vocabulary_sha256
+from modeling.model_files import load_ranker
+from runtime.errors import InputError
+from tokenization.vocabulary import vocabulary_sha256
+from training.dev import DevPairs, measure_of, read_dev_pairs
 
 UPDATES = 20  # four epochs of 5
 PAIRS = 90  # of queries q0 to q2, in documents D0 to D6 each

@@ -28,11 +28,11 @@ from tiny import (
 
 from benchmarks import plain
 from formats.features import Features
-from modeling.checkpoint import CheckpointError, load_ranker, missing_heads, read_config
-from modeling.tf_checkpoint import Converted, convert_variables, variable_name
-from modeling.vocabulary import load_vocabulary, saved_lower_case
+from model_tools.tf_checkpoint import Converted, convert_variables, variable_name
+from modeling.model_files import ModelFileError, load_ranker, missing_heads, read_config
+from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
-SCRIPT = "data_preparation/convert_tf_checkpoint.py"
+SCRIPT = "model_tools/convert_tf_checkpoint.py"
 
 
 def tf_variables(sizes: Sizes, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -97,7 +97,7 @@ def convert(variables: Mapping[str, np.ndarray], directory: Path, sizes: Sizes =
 
 
 def refused(variables: Mapping[str, np.ndarray], directory: Path, *parts: str, sizes: Sizes = TEACHER) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ModelFileError) as caught:
         convert(variables, directory, sizes)
     for part in ("the checkpoint: ", *parts):
         assert part in str(caught.value)
@@ -271,7 +271,7 @@ def test_a_pre_trained_encoder_is_converted_without_a_classifier(tmp_path: Path,
     assert (done.status, done.stderr) == (0, "")
     assert "without a classifier" in done.stdout
     assert missing_heads(tmp_path / "out") == ["classifier.weight", "classifier.bias"]
-    with pytest.raises(CheckpointError, match="no fine-tuned ranker"):
+    with pytest.raises(ModelFileError, match="no fine-tuned ranker"):
         load_ranker(tmp_path / "out")
     model, _ = load_ranker(tmp_path / "out", initialise_missing_with_seed=7)
     for name, tensor in model.bert.state_dict().items():

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from test_resume import at_update, send
 from tiny import STUDENT, assert_refused, run_forked, run_main, student_weights, write_published, write_tiny_features
 
-from evaluation.curves import read_lines_until, used_losses, write_training_curves
+from training.curves import read_lines_until, used_losses, write_training_curves
 
 LOSSES = ("loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss")
 
@@ -111,7 +111,7 @@ def arguments(inputs: Path, output: Path, *more: object) -> list[object]:
 
 
 def test_a_run_ends_with_its_curves(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.curves.write_training_curves", write_training_curves)
+    monkeypatch.setattr("training.curves.write_training_curves", write_training_curves)
     output = tmp_path / "out"
     done = run_main("distill.py", *arguments(inputs, output))
     assert done.status == 0 and f"drew {output / 'training_curves.png'}" in done.stderr
@@ -125,7 +125,7 @@ def test_a_run_ends_with_its_curves(inputs: Path, tmp_path: Path, monkeypatch: p
 def test_without_matplotlib_a_run_ends_with_a_warning(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.curves.write_training_curves", write_training_curves)
+    monkeypatch.setattr("training.curves.write_training_curves", write_training_curves)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out"))
     assert done.status == 0

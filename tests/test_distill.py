@@ -34,10 +34,10 @@ from tiny import (
 from benchmarks import plain
 from distill import epoch_order
 from formats.features import Example, Features, FeaturesHeader, write_features
-from modeling.checkpoint import load_ranker
-from modeling.pair_encoding import encode_pairs
-from modeling.vocabulary import vocabulary_sha256
-from modeling.wordpiece import WordPiece
+from modeling.model_files import load_ranker
+from tokenization.pair_encoding import encode_pairs
+from tokenization.vocabulary import vocabulary_sha256
+from tokenization.wordpiece import WordPiece
 
 EXAMPLES = 8
 LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
@@ -585,14 +585,14 @@ def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) 
         ("save_model_step", ["-1", "x"]),
         ("seed", ["-1", "1.5", str(1 << 64), "x"]),
         ("max_seq_length", ["16", "18", "0", "x"]),
-        ("distill_model", ["tinybert", ""]),
+        ("distill_model", ["tinybert", "x"]),
         ("att_weight", ["-1", "nan", "inf", "x"]),
         ("hard_weight", ["-0.5", "x"]),
-        ("layer_map", ["", "2,4", "0,2,4", "2,4,7", "2,4,6,6", "2,,4", "2;4;6", "-1,2,3", "a", "2.0,4,6"]),
+        ("layer_map", ["2,4", "0,2,4", "2,4,7", "2,4,6,6", "2,,4", "2;4;6", "-1,2,3", "a", "2.0,4,6"]),
         ("pooled_activation", ["gelu"]),
         ("fp16_backend", ["amp"]),
         ("fp16_opt_level", ["O4", "O2"]),
-        ("device", ["tpu", "mps", "cuda:x", "cuda:99", "99", "-1", ""]),
+        ("device", ["tpu", "mps", "cuda:x", "cuda:99", "99", "-1"]),
     ],
 )
 def test_a_flag_out_of_range_is_refused(inputs: Path, tmp_path: Path, name: str, values: list[str]) -> None:

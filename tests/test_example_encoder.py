@@ -8,7 +8,7 @@ from tiny import run_script
 
 from formats.features import Features
 from formats.pairs import read_pairs
-from modeling.checkpoint import load_ranker
+from modeling.model_files import load_ranker
 
 pytestmark = pytest.mark.example
 
@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("experiments/python_docs/build_collection.py", "--output_dir", home / "data", *FEW_QUERIES),
         ("experiments/python_docs/fetch_encoder.py", "--output_dir", home / "encoder"),
         (
-            "data_preparation/make_general_student.py", "--model_dir", home / "encoder", "--layers", "2,4,6",
+            "model_tools/make_general_student.py", "--model_dir", home / "encoder", "--layers", "2,4,6",
             "--output_dir", home / "student",
         ),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from formats.features import (
     read_header,
     write_features,
 )
-from formats.files import InputError
+from runtime.errors import InputError
 
 HEADER = FeaturesHeader(max_seq_length=11, vocab_size=40, do_lower_case=True, set_name="train", vocab_sha256="ab" * 32)
 EXAMPLES = [

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from formats.files import InputError, read_json_lines, read_lines
+from formats.lines import read_json_lines, read_lines
+from runtime.errors import InputError
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -6,9 +6,9 @@ from tiny import STUDENT, TEACHER, TOKENS, random_weights, write_transformers
 
 from modeling import frozen
 from modeling.bert import BertRanker
-from modeling.checkpoint import load_ranker
-from modeling.device import DeviceError, choose_precision
 from modeling.frozen import FrozenRanker
+from modeling.model_files import load_ranker
+from runtime.device import DeviceError, choose_precision
 
 T = 13
 LENGTHS = [13, 3, 8, 5, 8]
@@ -127,7 +127,7 @@ def student_config():
 def test_precisions_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for multiplies, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("modeling.device.multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
+        monkeypatch.setattr("runtime.device.multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
         assert choose_precision("auto", False, cpu) == expected
         assert choose_precision("fp32", True, cpu) == "bf16"
     assert choose_precision("auto", False, gpu) == choose_precision("fp32", True, gpu) == "fp16"

@@ -9,8 +9,8 @@ from fuzz_readers import check_features, check_pairs, seeds
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from formats.files import InputError
 from formats.pairs import COLUMNS, read_pairs
+from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

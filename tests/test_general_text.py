@@ -14,9 +14,9 @@ from tiny import TOKENS, assert_refused, run_main
 
 from formats.features import Features, read_blocks, read_header
 from formats.text import TextLine, read_text
-from modeling import packing
-from modeling.packing import Edge, pack, pack_text, tokenize_lines
-from modeling.wordpiece import WordPiece
+from tokenization import packing
+from tokenization.packing import Edge, pack, pack_text, tokenize_lines
+from tokenization.wordpiece import WordPiece
 
 
 def arguments(tmp_path: Path, model_dir: Path, content: bytes | None, *more: object) -> list:

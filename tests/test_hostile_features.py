@@ -42,7 +42,8 @@ from formats.features import (
     read_blocks,
     write_features,
 )
-from formats.files import InputError, run_script
+from runtime.errors import InputError
+from runtime.script import run_script
 
 MOST_MEMORY = 256 << 20
 MOST_SECONDS = 2

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from tiny import ONE_THREAD, ROOT, STUDENT, TOKENS, bert_config, student_weights, write_published, write_transformers
 
-from modeling.checkpoint import CheckpointError, load_ranker
+from modeling.model_files import ModelFileError, load_ranker
 
 MOST_MEMORY = 256 << 20  # beyond what torch needs by itself
 MOST_SECONDS = 2
@@ -27,8 +27,8 @@ MOST_SECONDS = 2
 CHILD = r"""
 import json, sys, time
 import torch
-from modeling.checkpoint import CheckpointError, initial_ranker, load_ranker, new_ranker
-from modeling.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
+from modeling.model_files import ModelFileError, initial_ranker, load_ranker, new_ranker
+from tokenization.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
 
 def measure(name):
     return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) << 10
@@ -50,7 +50,7 @@ for directory in map(str.rstrip, sys.stdin):
         try:
             read()
             found.append(None)
-        except (CheckpointError, VocabularyError) as error:
+        except (ModelFileError, VocabularyError) as error:
             found.append(str(error))
     print(json.dumps([directory, found, time.monotonic() - start, measure("VmHWM") - before, called]), flush=True)
 """
@@ -313,5 +313,5 @@ def test_model_files_of_strangers_are_refused_in_little_memory_and_time(tmp_path
 
 def test_a_config_of_a_billion_layers_is_refused_by_name(tmp_path: Path) -> None:
     directory = write_transformers(tmp_path / "m", STUDENT, student_weights(), num_hidden_layers=10**9)
-    with pytest.raises(CheckpointError, match=r"config\.json: num_hidden_layers 1000000000 is not from 1 to 128"):
+    with pytest.raises(ModelFileError, match=r"config\.json: num_hidden_layers 1000000000 is not from 1 to 128"):
         load_ranker(directory)

@@ -23,8 +23,8 @@ from tiny import (
     write_transformers,
 )
 
-from modeling.checkpoint import missing_heads
-from modeling.hub import HubError, model_directory
+from modeling.model_files import missing_heads
+from runtime.hub import HubError, model_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,8 +51,8 @@ def cached(home: Path, name: str) -> Path:
 def look_up(home: Path, name: str, weights: bool = True, endpoint: str | None = None) -> Finished:
     """Prints `model_directory(name, weights)`; unlike a script, this does not load torch."""
     code = (
-        "import sys; from formats.files import run_script; from modeling.hub import *; "
-        f"run_script(lambda: print(model_directory(sys.argv[1], {weights})), HubError)"
+        "import sys; from runtime.script import run_script; from runtime.hub import *; "
+        f"run_script(lambda: print(model_directory(sys.argv[1], {weights})))"
     )
     return run(home, "-c", code, name, endpoint=endpoint)
 
@@ -83,7 +83,7 @@ def test_scripts_find_a_model_in_the_cache_by_its_id(tmp_path: Path) -> None:
         path.unlink()
         assert output(run(tmp_path / "home", *flags(tmp_path, name)), path) == expected
     done = run(
-        tmp_path / "home", "data_preparation/make_general_student.py", "--model_dir", name, "--layers", "3,1",
+        tmp_path / "home", "model_tools/make_general_student.py", "--model_dir", name, "--layers", "3,1",
         "--output_dir", tmp_path / "student",
     )  # fmt: skip
     assert done.status == 0 and missing_heads(tmp_path / "student") == [], done

@@ -22,10 +22,10 @@ from tiny import (
     write_transformers,
 )
 
-from modeling.checkpoint import load_ranker, missing_heads
-from modeling.vocabulary import load_vocabulary, saved_lower_case
+from modeling.model_files import load_ranker, missing_heads
+from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
-SCRIPT = "data_preparation/make_general_student.py"
+SCRIPT = "model_tools/make_general_student.py"
 SCRATCH = Sizes(layers=2, hidden=20, heads=5, intermediate=33, positions=TEACHER.positions)
 SHAPE = ("--num_layers", 2, "--hidden_size", 20, "--num_heads", 5, "--intermediate_size", 33)
 

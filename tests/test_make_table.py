@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tiny import (
     Sizes,
     assert_refused,
     bert_config,
+    copy_project,
     run_main,
     some_pairs,
     student_weights,
@@ -33,13 +33,13 @@ from tiny import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from evaluation.costs import flops_per_pair, num_parameters
-from evaluation.picture import draw_points, write_picture
-from evaluation.recipe import load_recipe, parse_recipe
 from evaluation.significance import compare, holm
-from evaluation.table import latex, main_table, markdown, order_lines, read_results
-from evaluation.table import test_table as table_of_tests
 from experiments import make_table
+from experiments.costs import flops_per_pair, num_parameters
+from experiments.picture import draw_points, write_picture
+from experiments.recipe import load_recipe, parse_recipe
+from experiments.table import latex, main_table, markdown, order_lines, read_results
+from experiments.table import test_table as table_of_tests
 
 RECIPES = sorted(ROOT.glob("experiments/*.toml"))
 MADE = sorted(path.parent for path in ROOT.glob("results/*/rows"))
@@ -374,12 +374,7 @@ elif script == "reranker.sh":
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the project, since the command writes into results/, models/ and runs/ of it; with a collection."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    for folder in ("benchmarks", "modeling", "formats", "evaluation", "data_preparation", "experiments"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
-        shutil.copy(path, copy)
+    copy = copy_project(tmp_path / "project")
     data = copy / "data" / "tiny"
     data.mkdir(parents=True)
     ids = [f"q{query}#D{document}_0" for query in range(6) for document in range(1, 5)]

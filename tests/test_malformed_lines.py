@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tiny import Finished, assert_refused, run_main
 
 from formats.features import read_blocks
-from formats.files import FirstLines, InputError, read_lines
+from formats.lines import FirstLines, read_lines
 from formats.pairs import Pair, read_pairs
 from formats.scores import PassageScore, read_numbered_scores, read_scores
 from formats.trec import read_qrels, read_run
+from runtime.errors import InputError
 
 # What fits, by kind of file.
 GOOD = {
@@ -140,7 +141,7 @@ def test_a_fault_is_refused_or_left_out_and_listed(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: bytes, reason: str
 ) -> None:
     """By default nothing is written. With --skip_malformed the output is that of the other lines."""
-    monkeypatch.setattr("formats.files.MAX_LINE_BYTES", 256)
+    monkeypatch.setattr("formats.lines.MAX_LINE_BYTES", 256)
     content = lines([*GOOD[kind][:2], line, GOOD[kind][2]])
     refused = run_kind(kind, tmp_path, model_dir, content)
     assert_refused(refused.done, f"{refused.input} line 3: ", reason)
@@ -162,7 +163,7 @@ def test_a_fault_is_refused_or_left_out_and_listed(
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_faults_at_once(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Input = output + rejected, the last line without its end, and nothing is written where none is left."""
-    monkeypatch.setattr("formats.files.MAX_LINE_BYTES", 256)
+    monkeypatch.setattr("formats.lines.MAX_LINE_BYTES", 256)
     bad = [line for line, _ in [*ANY_KIND, *OF_KIND[kind]]]
     rows = [*GOOD[kind], *bad]
     mixed = run_kind(kind, tmp_path, model_dir, lines(rows)[:-1], "--skip_malformed")

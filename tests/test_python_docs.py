@@ -14,10 +14,10 @@ import pytest
 
 from experiments.python_docs import fetch_encoder
 from experiments.python_docs.build_collection import passage_at
-from formats.files import InputError
 from formats.pairs import read_pairs, split_example_id
 from formats.scores import split_passage_id
 from formats.trec import rank_documents, read_qrels, read_run
+from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

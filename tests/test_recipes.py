@@ -5,17 +5,16 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, STUDENT, TEACHER, WORDS, random_weights, teacher_weights, write_transformers
+from tiny import STUDENT, TEACHER, WORDS, copy_project, random_weights, teacher_weights, write_transformers
 
 from formats.pairs import read_pairs
 from formats.trec import read_qrels, read_run
-from modeling.checkpoint import load_ranker
+from modeling.model_files import load_ranker
 
 DOCUMENTS = {f"d{i}": " ".join(random.Random(i).choices(WORDS, k=6 + i)) for i in range(14)}
 QUERIES = {f"q{i}": " ".join(random.Random(f"q{i}").choices(WORDS, k=3)) for i in range(7)}
@@ -25,13 +24,7 @@ RELEVANT = {query_id: f"d{i * 2}" for i, query_id in enumerate(QUERIES)}
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the project, since recipes write into data/, models/ and runs/ of it."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    for folder in ("modeling", "formats", "evaluation", "data_preparation", "experiments"):
-        shutil.copytree(ROOT / folder, copy / folder)
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
-        shutil.copy(path, copy)
-    return copy
+    return copy_project(tmp_path / "project")
 
 
 def run_recipe(project: Path, recipe: str, **variables: str) -> subprocess.CompletedProcess:

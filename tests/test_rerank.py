@@ -19,9 +19,9 @@ from tiny import (
 
 from benchmarks import plain
 from formats.features import Example, Features, FeaturesHeader, check_pairs, read_blocks, write_features
-from formats.files import InputError
 from formats.scores import PassageScore, read_scores
-from modeling.vocabulary import vocabulary_sha256
+from runtime.errors import InputError
+from tokenization.vocabulary import vocabulary_sha256
 
 EXAMPLES = 23
 

@@ -34,10 +34,10 @@ from tiny import (
 import modeling.losses
 from distill import CHECKPOINT_FILES
 from formats.checksums import check_checksums
-from formats.files import InputError
-from modeling.checkpoint import load_ranker
-from modeling.optimization import BertAdam
-from modeling.training_state import Training, TrainingStateError, save_training_state
+from modeling.model_files import load_ranker
+from runtime.errors import InputError
+from training.optimizer import BertAdam
+from training.state import Training, TrainingStateError, save_training_state
 
 STOPPED = 75
 UPDATES = 10  # two epochs of 5
@@ -709,7 +709,7 @@ def test_a_teacher_that_overflows_stops_the_run(inputs: Path, tmp_path: Path) ->
 @pytest.fixture
 def float16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no GPU, float16 still computes: slowly, and with the same scaler."""
-    monkeypatch.setattr("modeling.device.choose_precision", lambda *_: "fp16")
+    monkeypatch.setattr("runtime.device.choose_precision", lambda *_: "fp16")
 
 
 @pytest.mark.parametrize("fault", [lambda loss: loss * float("inf"), without_finite_gradient], ids=["loss", "gradient"])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.files import InputError
 from formats.scores import PassageScore, format_score_line, parse_score, read_scores, split_passage_id, write_scores
+from runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from data_preparation.sources import (
     open_collection,
 )
 from formats.documents import Document
-from formats.files import InputError
+from runtime.errors import InputError
 
 DOCUMENTS = [
     Document("D1", "Cats", "The cat sat on a mat."),

@@ -12,9 +12,9 @@ from tiny import TOKENS, assert_refused, run_main, run_script
 
 from benchmarks.plain_tokenization import tokenize
 from formats.features import Features, FeaturesHeader, read_blocks, read_header
-from modeling.pair_encoding import encode_pairs, truncated_lengths
-from modeling.vocabulary import save_tokenizer, vocabulary_sha256
-from modeling.wordpiece import WordPiece
+from tokenization.pair_encoding import encode_pairs, truncated_lengths
+from tokenization.vocabulary import save_tokenizer, vocabulary_sha256
+from tokenization.wordpiece import WordPiece
 
 ID = {token: i for i, token in enumerate(TOKENS)}
 
@@ -188,8 +188,8 @@ def test_encoded_pairs_agree_with_the_plain_version(pairs: list[tuple[str, str]]
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("formats.features.BLOCK_EXAMPLES", 4096)
-    monkeypatch.setattr("modeling.pair_encoding.REMEMBERED", 1 << 20)
-    monkeypatch.setattr("modeling.wordpiece.KEPT", 1000)
+    monkeypatch.setattr("tokenization.pair_encoding.REMEMBERED", 1 << 20)
+    monkeypatch.setattr("tokenization.wordpiece.KEPT", 1000)
 
     def peak(lines: int) -> int:
         content = b"".join(b"q%d#d_0\tthe cat %d\tdog ran %d\n" % (i, i, i) for i in range(lines))

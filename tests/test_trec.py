@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from formats.files import InputError
 from formats.trec import keep_order_in_float32, rank_documents, read_qrels, read_run, write_qrels, write_run
+from runtime.errors import InputError
 
 JUST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2^-24
 IDS = ["D1", "D10", "D9", "d1", "é", "e\u0301", "z", "\uffff", "\U0001f600", "中", "~", "Dé1"]

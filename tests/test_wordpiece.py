@@ -7,19 +7,19 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children
 
 import numpy as np
 import pytest
 from tiny import ROOT
 
-import modeling.pair_encoding
-import modeling.wordpiece
+import tokenization.pair_encoding
+import tokenization.wordpiece
 from benchmarks.plain_tokenization import padded_example, tokenize
 from benchmarks.tokenization import make_pairs, make_vocabulary, random_string, with_characters
-from modeling.pair_encoding import encode_pairs
-from modeling.wordpiece import WordPiece
+from runtime.errors import InputError
+from tokenization.pair_encoding import encode_pairs
+from tokenization.wordpiece import WordPiece
 
 TOKENS = make_vocabulary(random.Random(2))
 ID = {token: i for i, token in enumerate(TOKENS)}
@@ -79,8 +79,8 @@ def test_what_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(4)
     texts = [pair.passage for pair in make_pairs(draw, TOKENS, 7)] + [random_string(draw) for _ in range(50)]
     expected = [plain_ids(text, True) for text in texts]
-    monkeypatch.setattr(modeling.wordpiece, "KEPT", 5)
-    monkeypatch.setattr(modeling.wordpiece, "KEPT_LENGTH", 6)
+    monkeypatch.setattr(tokenization.wordpiece, "KEPT", 5)
+    monkeypatch.setattr(tokenization.wordpiece, "KEPT_LENGTH", 6)
     tokenizer = WordPiece(TOKENS, True)
     for _ in range(2):
         assert [tokenizer.encode(text).tolist() for text in texts] == expected
@@ -112,8 +112,8 @@ def some_pairs(count: int) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_pairs_agree_with_the_plain_version(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 16)
-    monkeypatch.setattr(modeling.pair_encoding, "REMEMBERED", 20_000)  # some passages are forgotten
+    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 16)
+    monkeypatch.setattr(tokenization.pair_encoding, "REMEMBERED", 20_000)  # some passages are forgotten
     pairs = [*some_pairs(90), ("the", ""), ("", "")]
     found = list(encode_pairs(WordPiece(TOKENS, True), iter(pairs), 99, processes))
     assert len(found) == len(pairs)
@@ -126,7 +126,7 @@ def test_pairs_agree_with_the_plain_version(monkeypatch: pytest.MonkeyPatch, pro
 
 @pytest.mark.parametrize("at_a_time", [7, 1000])
 def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
-    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", at_a_time)
     tokenizer, pairs = WordPiece(TOKENS, True), some_pairs(90)
     times = Counter()
     encode = tokenizer.encode
@@ -136,7 +136,7 @@ def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 4)
+    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 4)
 
     def pairs():
         yield from some_pairs(30)[:50]
@@ -148,20 +148,20 @@ def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyP
 
 
 def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling.pair_encoding, "PAIRS_AT_A_TIME", 1)
+    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 1)
     endless = ((f"q{i}", f"p{i}") for i in range(sys.maxsize))
     found = encode_pairs(WordPiece(TOKENS, True), endless, 99, processes=2)
     next(found)
     os.kill(active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(InputError, match="a process that tokenizes was killed"):
         list(found)
 
 
 def test_processes_end_with_one_that_is_killed() -> None:
     program = """
 import time
-from modeling.pair_encoding import encode_pairs
-from modeling.wordpiece import WordPiece
+from tokenization.pair_encoding import encode_pairs
+from tokenization.wordpiece import WordPiece
 pairs = ((f"q{i}", f"p{i}") for i in range(20_000))
 found = encode_pairs(WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], True), pairs, 99, processes=3)
 if __name__ == "__main__":

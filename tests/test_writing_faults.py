@@ -18,11 +18,14 @@ from test_features import EXAMPLES, HEADER
 from tiny import ONE_THREAD, ROOT, STUDENT, assert_refused, run_main, student_weights, write_published
 from tiny import write_tiny_features as write_tiny
 
+from formats.atomic import atomic_write
 from formats.features import write_features
-from formats.files import read_lines, report, run_script, write_whole
+from formats.lines import read_lines
 from formats.pairs import Pair, write_pairs
 from formats.scores import PassageScore, write_scores
 from formats.trec import write_run
+from runtime.errors import InputError
+from runtime.script import report, run_script
 
 # Enough to fill a buffer several times.
 COUNT = 8_000
@@ -63,7 +66,7 @@ def fault(place: str, error: int) -> Iterator[None]:
         return io.BufferedWriter(FullFile(str(path), {"first byte": 0, "later": 20_000}.get(place, 1 << 30), error))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("formats.files.open", opened, raising=False)
+        patched.setattr("formats.atomic.open", opened, raising=False)
         if place == "sync":
             patched.setattr(os, "fsync", lambda _: fails())
         if place == "rename":
@@ -98,7 +101,9 @@ def in_a_process(tmp_path: Path, code: str, *arguments: object) -> subprocess.Po
     script = f"""
 import ctypes, os, resource, shutil, struct, sys, time
 from formats.features import Example, FeaturesHeader, write_features
-from formats.files import report, run_script, write_whole
+from runtime.errors import InputError
+from runtime.script import report, run_script
+from formats.atomic import atomic_write
 from formats.scores import PassageScore, write_scores
 from pathlib import Path
 
@@ -275,7 +280,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_an_error_of_the_input_is_not_put_on_the_output(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, write_whole(tmp_path / "out") as file:
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "out") as file:
         for _, line in read_lines(tmp_path / "missing"):
             file.write(line)
     assert str(caught.value.filename) == str(tmp_path / "missing")
@@ -294,13 +299,13 @@ def test_an_input_that_cannot_be_read_to_its_end_is_named_and_not_the_output(
     (tmp_path / "in").write_text("line of text\n" * 10_000)
 
     def copy() -> None:
-        with write_whole(tmp_path / "out") as file:
+        with atomic_write(tmp_path / "out") as file:
             file.writelines(line for _, line in read_lines(tmp_path / "in"))
 
     def opened(path: Path, mode: str = "r", *more: object, **named: object) -> IO:
         return open(path, mode, *more, **named) if "w" in mode else io.BufferedReader(BrokenFile(path), 1 << 12)
 
-    monkeypatch.setattr("formats.files.open", opened, raising=False)
+    monkeypatch.setattr("formats.lines.open", opened, raising=False)
     with pytest.raises(SystemExit) as done:
         run_script(copy)
     assert done.value.code == 2
@@ -312,10 +317,10 @@ def test_an_input_that_cannot_be_read_to_its_end_is_named_and_not_the_output(
 @pytest.mark.parametrize("bad", ["\x1b]0;title\x07", "\x9b31m", "\u202egpj", "\x7f", "\ud800"])
 def test_a_message_is_one_short_printable_line_whatever_it_quotes(capfd: pytest.CaptureFixture, bad: str) -> None:
     def fails() -> None:
-        raise ValueError(f"file line 3: '{bad}\n\u2028\x85{'x' * 10_000_000}' is no label; correct it")
+        raise InputError(f"file line 3: '{bad}\n\u2028\x85{'x' * 10_000_000}' is no label; correct it")
 
     with pytest.raises(SystemExit):
-        run_script(fails, ValueError)
+        run_script(fails)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.isprintable() and len(line) < 2100
     assert "error: file line 3: '?" in line and line.endswith("xx' is no label; correct it")

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import runpy
+import shutil
 import subprocess
 import sys
 import traceback
@@ -19,9 +20,9 @@ import safetensors.torch
 import torch
 
 from formats.features import Example, FeaturesHeader, write_features
-from modeling.pair_encoding import encode_pairs
-from modeling.vocabulary import vocabulary_sha256
-from modeling.wordpiece import WordPiece
+from tokenization.pair_encoding import encode_pairs
+from tokenization.vocabulary import vocabulary_sha256
+from tokenization.wordpiece import WordPiece
 
 # More threads would only wait for each other.
 torch.set_num_threads(1)
@@ -184,6 +185,17 @@ class Finished(NamedTuple):
     status: int
     stdout: str
     stderr: str
+
+
+def copy_project(directory: Path) -> Path:
+    """A copy of the project's sources, for what writes into its folders."""
+    directory.mkdir()
+    for folder in (path.parent for path in ROOT.glob("*/__init__.py")):
+        shutil.copytree(folder, directory / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "benchmarks", directory / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
+        shutil.copy(path, directory)
+    return directory
 
 
 def run_script(*args: object) -> Finished:

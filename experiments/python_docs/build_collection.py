@@ -21,9 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data_preparation.candidates import bm25_candidates
 from data_preparation.passages import passage_spans, split_into_passages
 from experiments.python_docs.docstrings import Source, find_modules, read_module
-from formats.files import InputError, refuse_existing, run_script, write_whole
+from formats.atomic import atomic_write
 from formats.pairs import Pair, write_pairs
 from formats.trec import write_run
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import refuse_existing, run_script
 
 DESCRIPTION = """Makes a collection of the documentation in the standard library's sources, which are parsed, never
 imported. A document is a class or a module: its docstring, and the signatures and docstrings of its functions. A query
@@ -175,12 +178,12 @@ def pairs_to_rerank(
 
 def write_rows(path: Path, rows: Iterable[Iterable[str]], separator: str = "\t") -> None:
     """Writes a file of columns."""
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.writelines(separator.join(row) + "\n" for row in rows)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser = Parser(DESCRIPTION)
 
     def add_number(flag: str, default: int, meaning: str) -> None:
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
@@ -278,7 +281,7 @@ def main() -> None:
                 query.doc_id in list(run[query.query_id])[: args.rerank_depth] for query in chosen
             ),
         }
-    with write_whole(report_file) as file:
+    with atomic_write(report_file) as file:
         file.write(json.dumps(report, indent=2) + "\n")
     train, test, seconds = report["train"], report["test"], time.perf_counter() - start
     print(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.files import InputError
+from runtime.errors import InputError
 
 # Tests and programs, not a library's documentation. Names that begin with _ or are no identifiers (site-packages,
 # lib-dynload) are left out as well.

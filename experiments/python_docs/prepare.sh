@@ -28,7 +28,7 @@ if [[ ! -e $encoder/config.json ]]; then
     "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
 if [[ ! -e $general_student/config.json ]]; then
-    "$python" data_preparation/make_general_student.py --model_dir "$encoder" --layers "$student_layers" \
+    "$python" model_tools/make_general_student.py --model_dir "$encoder" --layers "$student_layers" \
         --output_dir "$general_student"
 fi
 if [[ ! -e $teacher/config.json ]]; then

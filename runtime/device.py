@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from runtime.errors import InputError
+
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
-class DeviceError(ValueError):
+class DeviceError(InputError):
     """A device that is not there. The message says which are."""
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from formats.files import write_whole
+from formats.atomic import atomic_write
 
 LOSS_FILE = "train_loss.jsonl"
 DEV_FILE = "dev_eval.jsonl"
@@ -102,6 +102,6 @@ def write_training_curves(directory: Path) -> bool:
     all_axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels(all_axes)
-    with write_whole(directory / PICTURE, binary=True) as file:
+    with atomic_write(directory / PICTURE, binary=True) as file:
         figure.savefig(file, format="png")
     return True

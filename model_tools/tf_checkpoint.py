@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig
 
 from modeling.bert import BertRanker
-from modeling.checkpoint import CheckpointError, new_ranker, without_values
+from modeling.model_files import ModelFileError, new_ranker, without_values
 
 
 class Converted(NamedTuple):
@@ -42,7 +42,7 @@ def convert_variables(
     is a pre-trained encoder, whose classifier here means nothing. Left out are an optimizer's slots, which lie below
     the variable that they are for (`.../kernel/adam_m`), its counts, and pre-training heads (`cls/...`).
 
-    Raises CheckpointError for a variable that is missing, of another shape, not finite, or part of another encoder.
+    Raises ModelFileError for a variable that is missing, of another shape, not finite, or part of another encoder.
     """
     with torch.device("meta"):
         model = new_ranker(config, "none", where)
@@ -53,12 +53,12 @@ def convert_variables(
         variables = {parameter: name for parameter, name in variables.items() if not name.startswith("output_")}
     missing = [name for name in variables.values() if name not in names]
     if missing:
-        raise CheckpointError(f"{where}: {missing[0]} is missing from the checkpoint ({len(missing)} missing in all)")
+        raise ModelFileError(f"{where}: {missing[0]} is missing from the checkpoint ({len(missing)} missing in all)")
     known = set(variables.values())
     unknown = sorted(name for name in set(names) - known if not _is_left_out(name, names))
     of_encoder = [name for name in unknown if name.startswith("bert/")]
     if of_encoder:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{where}: {of_encoder[0]} has no place in the encoder of the config ({len(of_encoder)} such variables)"
         )
     model = without_values(model, where)
@@ -68,9 +68,9 @@ def convert_variables(
         array = np.asarray(read(name), np.float32)
         needed = tuple(weights[parameter].shape[::-1] if is_kernel else weights[parameter].shape)
         if array.shape != needed:
-            raise CheckpointError(f"{where}: {name} has shape {array.shape} where the config needs {needed}")
+            raise ModelFileError(f"{where}: {name} has shape {array.shape} where the config needs {needed}")
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{where}: {name} is not finite")
+            raise ModelFileError(f"{where}: {name} is not finite")
         weights[parameter].copy_(torch.from_numpy(array.T.copy() if is_kernel else array.copy()))
     return Converted(model.eval(), has_classifier, unknown)
 

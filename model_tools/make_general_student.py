@@ -6,22 +6,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from formats.files import InputError, hold_log, run_script, write_whole_directory
-from modeling.checkpoint import CheckpointError, initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
-from modeling.hub import HubError, model_directory
-from modeling.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
+from formats.atomic import atomic_directory
+from modeling.model_files import initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.hub import model_directory
+from runtime.script import buffered_log, run_script
+from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
 SHAPE = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description="""Makes a general student out of some layers of a BERT model, or from scratch with its vocabulary.
 
-  python data_preparation/make_general_student.py --model_dir encoder/ --layers 2,4,6 --output_dir student/
-  python data_preparation/make_general_student.py --model_dir teacher/ --num_layers 3 --hidden_size 384 \\
+  python model_tools/make_general_student.py --model_dir encoder/ --layers 2,4,6 --output_dir student/
+  python model_tools/make_general_student.py --model_dir teacher/ --num_layers 3 --hidden_size 384 \\
       --num_heads 12 --output_dir student/
 
 In:  a model directory, fine-tuned or not.
@@ -95,7 +96,7 @@ def main() -> None:
         without_classifier = True
         origin = f"from scratch with seed {args.seed} and the vocabulary of {args.model_dir}"
     else:
-        with hold_log():  # what is not found is said below
+        with buffered_log():  # what is not found is said below
             model, _ = load_ranker(args.model_dir, initialise_missing_with_seed=args.seed)
         missing = missing_heads(args.model_dir)
         depth = model.config.num_hidden_layers
@@ -113,7 +114,7 @@ def main() -> None:
     do_lower_case = args.do_lower_case
     if do_lower_case is None:
         do_lower_case = saved_lower_case(args.model_dir) is not False
-    with write_whole_directory(args.output_dir, last="config.json") as partial:
+    with atomic_directory(args.output_dir, last="config.json") as partial:
         save_ranker(student, tokens, do_lower_case, partial, without_classifier)
     config = student.config
     parameters = sum(parameter.numel() for parameter in student.bert.parameters())
@@ -125,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError, HubError)
+    run_script(main)

@@ -11,10 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from formats.files import InputError, run_script, write_whole_directory
-from modeling.checkpoint import CheckpointError, read_config, save_ranker
-from modeling.tf_checkpoint import convert_variables
-from modeling.vocabulary import VocabularyError, read_vocab_file
+from formats.atomic import atomic_directory
+from model_tools.tf_checkpoint import convert_variables
+from modeling.model_files import read_config, save_ranker
+from runtime.errors import InputError
+from runtime.flags import Parser
+from runtime.script import run_script
+from tokenization.vocabulary import read_vocab_file
 
 logger = logging.getLogger("convert_tf_checkpoint")
 
@@ -22,13 +25,11 @@ TENSORFLOW = "tensorflow-cpu==2.21.0"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
         description=f"""Converts a TensorFlow 1 checkpoint of BERT: a ranker, as of dl4marco-bert, or a bare encoder.
 
   pip install {TENSORFLOW}
-  python data_preparation/convert_tf_checkpoint.py --tf_checkpoint bert_base/bert_model.ckpt --output_dir teacher/
+  python model_tools/convert_tf_checkpoint.py --tf_checkpoint bert_base/bert_model.ckpt --output_dir teacher/
 
 In:  CHECKPOINT.index and CHECKPOINT.data-..., bert_config.json, vocab.txt.
 Out: a model directory. Without output_weights and output_bias, the ranker's head, it has no classifier: a teacher of
@@ -101,7 +102,7 @@ def main() -> None:
     model, has_classifier, unknown = convert_variables(names, read, config, args.tf_checkpoint)
     if unknown:
         logger.warning("%s: not used are %s", args.tf_checkpoint, ", ".join(unknown))
-    with write_whole_directory(args.output_dir, last="config.json") as partial:
+    with atomic_directory(args.output_dir, last="config.json") as partial:
         save_ranker(model, tokens, args.do_lower_case, partial, without_classifier=not has_classifier)
     print(
         f"wrote {args.output_dir}: {config.num_hidden_layers} layers of hidden size {config.hidden_size} "
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CheckpointError, VocabularyError)
+    run_script(main)

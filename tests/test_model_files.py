@@ -23,8 +23,8 @@ from tiny import (
 
 from benchmarks import plain
 from formats.features import Features, FeaturesHeader
-from modeling.checkpoint import CheckpointError, check_reads_features, load_ranker, make_fit_dense, save_ranker
-from modeling.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
+from modeling.model_files import ModelFileError, check_reads_features, load_ranker, make_fit_dense, save_ranker
+from tokenization.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def logits(model_dir: Path, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def refused(model_dir: Path, *parts: str, seed: int | None = None) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ModelFileError) as caught:
         load_ranker(model_dir, initialise_missing_with_seed=seed)
     for part in (str(model_dir), *parts):
         assert part in str(caught.value)
@@ -581,7 +581,7 @@ def test_a_ranker_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         model.classifier.weight[0, 0] = fit_dense.bias[3] = float("nan")
     (tmp_path / "saved").mkdir()
     for more, name in (((), "classifier.weight"), ((True, fit_dense), "fit_dense.bias")):
-        with pytest.raises(CheckpointError, match=f"{name} is not finite"):
+        with pytest.raises(ModelFileError, match=f"{name} is not finite"):
             save_ranker(model, TOKENS, True, tmp_path / "saved", *more)
         assert os.listdir(tmp_path / "saved") == []
 
@@ -603,7 +603,7 @@ def test_features_that_a_model_cannot_read_are_refused(tmp_path: Path, caplog: p
         ({"vocab_size": len(TOKENS) + 1}, f"embeddings for {len(TOKENS)}"),
         ({"vocab_sha256": vocabulary_sha256([*TOKENS[:-2], TOKENS[-1], TOKENS[-2]])}, "another vocabulary"),
     ):
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(ModelFileError, match=message):
             check_reads_features(directory, model, tmp_path / "f", header(**changes))
     assert check_reads_features(directory, model, tmp_path / "f", header(max_seq_length=STUDENT.positions)) == TOKENS
     assert not caplog.records

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from evaluation.aggregation import max_p
 from evaluation.measures import Qrels, canonical_name, mean_measure
 from formats.features import FeaturesHeader, check_pairs, read_blocks
-from formats.files import InputError
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, split_passage_id
 from formats.trec import read_qrels, written_scores
+from runtime.errors import InputError
 
 
 class DevPairs(NamedTuple):

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.recipe import Recipe, Row, parse_recipe
 from evaluation.significance import Comparison, compare, holm
 from evaluation.tables import escape_latex, latex_table, markdown_table
-from formats.files import InputError
+from experiments.recipe import Recipe, Row, parse_recipe
+from runtime.errors import InputError
 
 SIGNIFICANT = 0.05
 AGAINST_TEACHER, AGAINST_STANDARD_KD = "†", "‡"

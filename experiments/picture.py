@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from evaluation.table import Results
-from formats.files import write_whole
+from experiments.table import Results
+from formats.atomic import atomic_write
 
 # Told apart also by those who see fewer colours (Okabe and Ito 2008).
 COLOURS = {"teacher": "#d55e00", "student": "#0072b2"}
@@ -26,7 +26,7 @@ def write_picture(path: Path, results: Results) -> None:
     for axes, queries in zip(figure.subplots(1, len(query_sets), squeeze=False)[0], query_sets, strict=True):
         draw_points(axes, results, (queries.name, queries.measures[0]))
         axes.set(title=results.recipe.title if len(query_sets) == 1 else queries.name)
-    with write_whole(path, binary=True) as file:
+    with atomic_write(path, binary=True) as file:
         figure.savefig(file, format="png")
 
 

@@ -8,10 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from modeling.wordpiece import WordPiece
+from runtime.errors import InputError
+from tokenization.wordpiece import WordPiece
 
 PAIRS_AT_A_TIME = 1024
 # Characters of the texts whose ids are remembered, each with what it costs beside; it makes some 60 MB of passages.
@@ -36,7 +38,7 @@ def encode_pairs(
     Yields for each pair its token ids, at most `max_seq_length` of the tokenizer's dtype, and the length of its first
     segment. With several processes a few thousand pairs are read ahead.
 
-    Raises BrokenProcessPool where one of the processes is killed.
+    Raises InputError where one of the processes is killed.
     """
     cls, sep = (np.array([tokenizer.token_to_id(token)], tokenizer.dtype) for token in ("[CLS]", "[SEP]"))
     pairs = iter(pairs)
@@ -82,12 +84,15 @@ def _encode_in_order(
         return
     with ProcessPoolExecutor(processes, initializer=_start, initargs=(tokenizer,)) as pool:
         pending = deque()
-        for some in texts:
-            pending.append(pool.submit(_encode, some))
-            if len(pending) > 2 * processes:
+        try:
+            for some in texts:
+                pending.append(pool.submit(_encode, some))
+                if len(pending) > 2 * processes:
+                    yield _parts(*pending.popleft().result())
+            while pending:
                 yield _parts(*pending.popleft().result())
-        while pending:
-            yield _parts(*pending.popleft().result())
+        except BrokenProcessPool:
+            raise InputError("a process that tokenizes was killed, for want of memory perhaps; run it again") from None
 
 
 def _start(tokenizer: WordPiece) -> None:

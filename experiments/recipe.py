@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.measures import canonical_name, is_mean
-from formats.files import InputError
+from runtime.errors import InputError
 
 Variable = str | int | float | bool
 

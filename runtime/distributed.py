@@ -13,26 +13,18 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.distributed as dist
 
-from modeling.device import DeviceError, device_name
+from runtime.device import DeviceError, device_name
+from runtime.errors import InputError
+from runtime.ranks import exit_after_the_first, rank, world_size
 
 _BUCKET_NUMBERS = 1 << 24  # from so many on, gradients are summed: few calls, and no copy of all at once
 
 
-class ProcessError(RuntimeError):
+class ProcessError(InputError):
     """Another process is gone, and not for an error that it could report."""
 
 
-def world_size() -> int:
-    """How many processes share the job."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
-
-
-def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
+def rank_zero_only(main: Callable[[], None]) -> Callable[[], None]:
     """A script's `main` for several processes: what those after the first print or log goes nowhere.
 
     An error is raised in one process alone, the first that meets it. The others, which meet the same mistake or wait in
@@ -53,11 +45,11 @@ def with_one_voice(main: Callable[[], None]) -> Callable[[], None]:
                 main()
         except SystemExit as done:  # argparse has spoken in process 0, or torchrun ends this one
             if done.code and rank() > 0:
-                _end_after_the_first(done.code)
+                exit_after_the_first(done.code)
             raise
         except BaseException:
             if not _is_first_error(store):
-                _end_after_the_first()
+                exit_after_the_first()
             raise
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -72,13 +64,7 @@ def _is_first_error(store: "dist.Store") -> bool:
         return False
 
 
-def _end_after_the_first(status: int = 2) -> None:
-    """Leaves the process that spoke the time to do so; torchrun ends all others as soon as one has ended."""
-    time.sleep(1)
-    sys.exit(status)
-
-
-def own_device(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The device of this process: where several run on GPUs, the one with its number on this machine.
 
     Raises DeviceError where they would have to share one.
@@ -106,14 +92,14 @@ def join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    all_sum(torch.zeros(1, device=device))  # also waits, which starting a group need not do
+    all_reduce(torch.zeros(1, device=device))  # also waits, which starting a group need not do
     if device.type == "cpu":
         # So torchrun ends a process; as an exception it leaves nothing half written. One that waits for a GPU would not
         # see it, and is ended at once.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """Replaces a tensor by its sum over all processes, and returns it. Raises ProcessError where one is gone."""
     if world_size() > 1:
         try:
@@ -123,7 +109,7 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def all_sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replaces each gradient by its sum over all processes; each has the same parameters with one."""
     if world_size() == 1:
         return
@@ -134,13 +120,13 @@ def all_sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         numbers += gradient.numel()
         if numbers >= _BUCKET_NUMBERS or gradient is gradients[-1]:
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            sums = all_sum(flat).split([gradient.numel() for gradient in bucket])
+            sums = all_reduce(flat).split([gradient.numel() for gradient in bucket])
             for gradient, summed in zip(bucket, sums, strict=True):
                 gradient.copy_(summed.view_as(gradient))
             bucket, numbers = [], 0
 
 
-def all_gathered(value: object) -> list:
+def all_gather(value: object) -> list:
     """The values of all processes, by their numbers. Raises ProcessError where one is gone."""
     values = [value] * world_size()
     if world_size() > 1:
@@ -169,4 +155,4 @@ def costs(count: int, unit: str, seconds: float, device: torch.device) -> list[s
         f"{time.process_time():.1f} s of processor time since its start, at most {peak / 1e9:.2f} GB, "
         f"{device_name(device)}"
     )
-    return all_gathered(line)
+    return all_gather(line)

@@ -32,11 +32,11 @@ from tiny import (
 from torch.distributed import TCPStore
 
 from formats.features import Example, FeaturesHeader, write_features
-from modeling import processes
-from modeling.checkpoint import load_ranker
-from modeling.device import DeviceError
-from modeling.optimization import BertAdam
-from modeling.vocabulary import vocabulary_sha256
+from modeling.model_files import load_ranker
+from runtime import distributed
+from runtime.device import DeviceError
+from tokenization.vocabulary import vocabulary_sha256
+from training.optimizer import BertAdam
 
 EXAMPLES, PASSAGES = 8, 23
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
@@ -127,7 +127,7 @@ def run_as(environment: dict[str, str], replaced: dict[str, object], script: str
     """Runs a script as one of several processes, in which some names of the project stand for something else."""
     os.environ |= environment
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(processes.time, "sleep"))  # before a process ends without a word
+        stack.enter_context(mock.patch.object(distributed.time, "sleep"))  # before a process ends without a word
         for name, value in replaced.items():
             stack.enter_context(mock.patch(name, value))
         return run_main(script, *args)
@@ -154,7 +154,7 @@ def run_two(
     "more", [["--ignore_padding"], ["--distill_model", "standard", "--train_batch_size", 6]], ids=["ignore", "standard"]
 )
 def test_other_losses_are_those_of_one_process_too(inputs: Path, tmp_path: Path, pool, more: list[object]) -> None:
-    several_buckets = {"modeling.processes._BUCKET_NUMBERS": 1000}
+    several_buckets = {"runtime.distributed._BUCKET_NUMBERS": 1000}
     arguments = distil_arguments(inputs, tmp_path / "two", *more)
     for done in run_two(pool, "distill.py", *arguments, replaced=(several_buckets, several_buckets)):
         assert done.status == 0, done
@@ -207,7 +207,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(inputs: Path, t
     whole = run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "all", *more))
     assert [done.status for done in whole] == [0, 0]
     arguments = distil_arguments(inputs, tmp_path / "out", *more)
-    stopped = {}, {"modeling.optimization.BertAdam.step": update_and_be_stopped}
+    stopped = {}, {"training.optimizer.BertAdam.step": update_and_be_stopped}
     assert [done.status for done in run_two(pool, "distill.py", *arguments, replaced=stopped)] == [75, 75]
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
     assert run_main("distill.py", *arguments, "--resume").stderr.count("num_processes (2 there, 1 here)") == 1
@@ -257,18 +257,18 @@ def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Po
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)  # of one process
+    assert distributed.local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)  # of one process
     environment = {"TORCHELASTIC_RUN_ID": "x", "RANK": 6, "WORLD_SIZE": 8, "LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 4}
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert processes.own_device(torch.device("cuda")) == torch.device("cuda", 2)
-    assert processes.own_device(torch.device("cpu")) == torch.device("cpu")
+    assert distributed.local_device(torch.device("cuda")) == torch.device("cuda", 2)
+    assert distributed.local_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(DeviceError, match="--device: cuda:1 is one GPU for 4 processes"):
-        processes.own_device(torch.device("cuda", 1))
+        distributed.local_device(torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(DeviceError, match="--device: 4 processes need as many GPUs, this machine has 3"):
-        processes.own_device(torch.device("cuda"))
+        distributed.local_device(torch.device("cuda"))
 
 
 def test_the_shell_scripts_start_as_many_processes_as_their_variable_says(inputs: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import plain
-from modeling.optimization import BertAdam, decay_groups, warmup_linear
+from training.optimizer import BertAdam, decay_groups, warmup_linear
 
 SHAPES = {
     "layer.dense.weight": (5, 3),

@@ -13,13 +13,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from modeling.optimization import BertAdam
-from modeling.processes import rank
+from runtime.distributed import rank
+from runtime.errors import InputError
+from training.optimizer import BertAdam
 
 FILE_NAME = "training_state.safetensors"
 
 
-class TrainingStateError(ValueError):
+class TrainingStateError(InputError):
     """A training state that does not fit the run. The message names the file."""
 
 
@@ -35,7 +36,7 @@ class Training(NamedTuple):
         return [(name, p) for name, p in self.trained.named_parameters() if self.optimizer.state[p]]
 
 
-def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
     """The states, uint8, of the generators that this process draws dropout from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -46,7 +47,7 @@ def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
 def save_training_state(
     directory: Path, training: Training, generators: list[dict[str, torch.Tensor]], progress: dict
 ) -> None:
-    """Writes the state into a directory. `generators`: `generator_states` of all processes; `progress`: for JSON.
+    """Writes the state into a directory. `generators`: `rng_states` of all processes; `progress`: for JSON.
 
     Raises TrainingStateError, before anything is written, where a parameter or a moment is not finite.
     """

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from modeling.wordpiece import WordPiece
+from tokenization.wordpiece import WordPiece
 
 # A long line is tokenized in pieces that end before a blank, which no token crosses: every word of a piece is an object
 # while the tokenizer works.

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import BertConfig
 
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
-from modeling.vocabulary import (
+from runtime.errors import InputError
+from tokenization.vocabulary import (
     VocabularyError,
     load_vocabulary,
     read_json,
@@ -74,7 +75,7 @@ _ENCODER = {"is_decoder": False, "add_cross_attention": False, "position_embeddi
 _HEADS = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias")
 
 
-class CheckpointError(ValueError):
+class ModelFileError(InputError):
     """A model directory that cannot be used. The message names it and the tensor or setting at fault."""
 
 
@@ -109,7 +110,7 @@ def load_ranker(
     A classifier of one output s, as of `cross-encoder/ms-marco-*`, becomes one of two, with logits [0, s]: P(class 1)
     is then sigmoid(s).
 
-    Raises CheckpointError for anything else that is missing, of the wrong shape, not finite, or no model at all.
+    Raises ModelFileError for anything else that is missing, of the wrong shape, not finite, or no model at all.
     """
     checkpoint = _read(Path(model_dir))
     config, weights = checkpoint.config, checkpoint.weights
@@ -119,7 +120,7 @@ def load_ranker(
 
     for name, tensor in weights.items():
         if name in expected and tensor.shape != expected[name].shape:
-            raise CheckpointError(
+            raise ModelFileError(
                 f"{model_dir}: {name} has shape {tuple(tensor.shape)} where the config needs "
                 f"{tuple(expected[name].shape)}"
             )
@@ -127,9 +128,9 @@ def load_ranker(
     heads = [name for name in _HEADS if name in missing]
     if set(missing) - set(heads):
         name = min(set(missing) - set(heads))
-        raise CheckpointError(f"{model_dir}: {name} is missing from the weights ({len(missing)} missing in all)")
+        raise ModelFileError(f"{model_dir}: {name} is missing from the weights ({len(missing)} missing in all)")
     if heads and initialise_missing_with_seed is None:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{model_dir}: {heads[0]} is missing, so it is no fine-tuned ranker; fine-tune it with --distill_model hard"
         )
     if heads:
@@ -146,22 +147,22 @@ def load_ranker(
 
 
 def new_ranker(config: BertConfig, pooled_activation: str, where: str | Path) -> BertRanker:
-    """A ranker whose weights mean nothing yet. Raises CheckpointError, which names `where` the config is from."""
+    """A ranker whose weights mean nothing yet. Raises ModelFileError, which names `where` the config is from."""
     try:
         return BertRanker(config, pooled_activation)
     except Exception as error:  # a setting out of range raises almost anything, deep inside torch
-        raise CheckpointError(f"{where}: no BERT can be made from its config ({error!r})") from None
+        raise ModelFileError(f"{where}: no BERT can be made from its config ({error!r})") from None
 
 
 def without_values(model: BertRanker, where: str | Path) -> BertRanker:
     """A ranker of the device `meta` as one on the CPU, to be filled; only its classifier has values, which are 0.
 
-    Memory that is not written to costs nothing yet. Raises CheckpointError where there could not be as much.
+    Memory that is not written to costs nothing yet. Raises ModelFileError where there could not be as much.
     """
     try:
         model = model.to_empty(device="cpu")
     except RuntimeError as error:
-        raise CheckpointError(f"{where}: its config asks for more memory than there is ({error})") from None
+        raise ModelFileError(f"{where}: its config asks for more memory than there is ({error})") from None
     embeddings = model.bert.embeddings  # their position and segment numbers no checkpoint holds
     embeddings.position_ids = torch.arange(model.config.max_position_embeddings)[None, :]
     embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
@@ -172,7 +173,7 @@ def without_values(model: BertRanker, where: str | Path) -> BertRanker:
 
 
 def missing_heads(model_dir: str | Path) -> list[str]:
-    """Which of a pooler's and a classifier's parameters a model directory lacks. Raises CheckpointError."""
+    """Which of a pooler's and a classifier's parameters a model directory lacks. Raises ModelFileError."""
     weights = _read(Path(model_dir)).weights
     return [name for name in _HEADS if name not in weights]
 
@@ -183,7 +184,7 @@ def initial_ranker(
     """A model of another shape at BERT's initial values, with all other settings of a model directory's config.
 
     Weights are normal with the config's `initializer_range` (Devlin et al. 2019 cut the normal at 2 deviations), biases
-    0, LayerNorms the identity, and the embedding of padding 0, as in transformers. Raises CheckpointError.
+    0, LayerNorms the identity, and the embedding of padding 0, as in transformers. Raises ModelFileError.
     """
     config, pooled_activation = read_config(_config_file(Path(model_dir)))
     config.num_hidden_layers = num_layers
@@ -251,7 +252,7 @@ def save_ranker(
     `without_classifier` leaves it out, of a model that has not learned to rank; transformers' `AutoModel` loads that.
     A general student brings its `fit_dense`, which is saved as `fit_dense.weight` and `fit_dense.bias`.
 
-    Raises CheckpointError, before anything is written, where a weight is not finite.
+    Raises ModelFileError, before anything is written, where a weight is not finite.
     """
     tensors = model.state_dict()
     if without_classifier:
@@ -261,7 +262,7 @@ def save_ranker(
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the student is not written, since its {name} is not finite; lower --learning_rate")
+            raise ModelFileError(f"the student is not written, since its {name} is not finite; lower --learning_rate")
     config = {name: getattr(model.config, name) for name in _SETTINGS} | {
         "architectures": ["BertModel" if without_classifier else "BertForSequenceClassification"],
         "model_type": "bert",
@@ -292,18 +293,18 @@ def check_reads_features(
 ) -> list[str] | None:
     """Returns the model's vocabulary, or None with a warning where its directory has none to compare.
 
-    Raises CheckpointError where the model cannot read features that were made so: longer than its positions, or with
+    Raises ModelFileError where the model cannot read features that were made so: longer than its positions, or with
     another vocabulary or case.
     """
     config = model.config
     where = f"{features_file} does not fit the model {model_dir}"
     if header.max_seq_length > config.max_position_embeddings:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{where}: examples of up to {header.max_seq_length} tokens, {config.max_position_embeddings} positions; "
             "tokenize with a smaller --max_seq_length"
         )
     if header.vocab_size > config.vocab_size or config.type_vocab_size < 2:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{where}: {header.vocab_size} tokens and 2 segments, embeddings for {config.vocab_size} and "
             f"{config.type_vocab_size}; tokenize with its own --bert_model_dir"
         )
@@ -314,46 +315,46 @@ def check_reads_features(
         return None
     if saved_lower_case(model_dir) not in (None, header.do_lower_case):
         flag = "--no-do_lower_case" if header.do_lower_case else "--do_lower_case"
-        raise CheckpointError(f"{where}: made with do_lower_case {header.do_lower_case}; tokenize with {flag}")
+        raise ModelFileError(f"{where}: made with do_lower_case {header.do_lower_case}; tokenize with {flag}")
     if vocabulary_sha256(vocabulary) != header.vocab_sha256:
-        raise CheckpointError(f"{where}: made with another vocabulary; tokenize with --bert_model_dir {model_dir}")
+        raise ModelFileError(f"{where}: made with another vocabulary; tokenize with --bert_model_dir {model_dir}")
     return vocabulary
 
 
 def _config_file(model_dir: Path) -> Path:
     if not model_dir.is_dir():
-        raise CheckpointError(f"{model_dir} is not a directory; name a model directory")
+        raise ModelFileError(f"{model_dir} is not a directory; name a model directory")
     return _first_file(model_dir, "config.json", "bert_config.json")
 
 
 def read_config(config_file: Path) -> tuple[BertConfig, str]:
-    """What makes the encoder, and the activation before its classifier. Raises CheckpointError for no BERT config."""
+    """What makes the encoder, and the activation before its classifier. Raises ModelFileError for no BERT config."""
     try:
         settings = read_json(config_file)
         if settings.get("model_type", "bert") != "bert":
-            raise CheckpointError(f"{config_file}: model_type '{settings['model_type']}' is not bert")
+            raise ModelFileError(f"{config_file}: model_type '{settings['model_type']}' is not bert")
         pooled_activation = settings.pop("pooled_activation", "none")
         for name, needed in _ENCODER.items():
             if settings.get(name, needed) != needed:
-                raise CheckpointError(f"{config_file}: {name} is {settings[name]}, a ranker needs {needed}")
+                raise ModelFileError(f"{config_file}: {name} is {settings[name]}, a ranker needs {needed}")
         config = BertConfig.from_dict({name: settings[name] for name in _SETTINGS if name in settings})
         last_token = {"pad_token_id": (0, config.vocab_size - 1)} if config.pad_token_id is not None else {}
         for name, (least, most) in (_WHOLE_NUMBERS | _NUMBERS | last_token).items():
             value = getattr(config, name)
             if type(value) is not int and (name not in _NUMBERS or type(value) is not float):
-                raise CheckpointError(f"{config_file}: {name} {_shown(value)} is no number that it could be")
+                raise ModelFileError(f"{config_file}: {name} {_shown(value)} is no number that it could be")
             if not least <= value <= most:
-                raise CheckpointError(f"{config_file}: {name} {_shown(value)} is not from {least} to {most}")
+                raise ModelFileError(f"{config_file}: {name} {_shown(value)} is not from {least} to {most}")
         if config.hidden_size % config.num_attention_heads:
-            raise CheckpointError(
+            raise ModelFileError(
                 f"{config_file}: hidden size {config.hidden_size} is no multiple of {config.num_attention_heads} heads"
             )
-    except CheckpointError:
+    except ModelFileError:
         raise
     except Exception as error:  # the check of a field raises a class of its own, by version of transformers
-        raise CheckpointError(f"{config_file}: no BERT config ({error})") from None
+        raise ModelFileError(f"{config_file}: no BERT config ({error})") from None
     if pooled_activation not in POOLED_ACTIVATIONS:
-        raise CheckpointError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
+        raise ModelFileError(f"{config_file}: pooled_activation '{pooled_activation}' is not known")
     return config, pooled_activation
 
 
@@ -369,26 +370,26 @@ def _read(model_dir: Path) -> Checkpoint:
             raw = torch.load(weights_file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage raises almost anything, an OSError without a name included
         reason = (str(error).strip() or repr(error)).split("\n")[0]
-        raise CheckpointError(f"{weights_file}: no weights that can be read ({reason})") from None
+        raise ModelFileError(f"{weights_file}: no weights that can be read ({reason})") from None
     if not isinstance(raw, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in raw.items()
     ):
-        raise CheckpointError(f"{weights_file}: holds something else than named tensors")
+        raise ModelFileError(f"{weights_file}: holds something else than named tensors")
 
     for name, tensor in raw.items():
         plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
-            raise CheckpointError(f"{weights_file}: {_shown(name)} is no plain tensor of numbers")
+            raise ModelFileError(f"{weights_file}: {_shown(name)} is no plain tensor of numbers")
     # One number can claim to be a tensor of any size. Tied embeddings are in the file once, under two names.
     size = sum(tensor.numel() * tensor.element_size() for tensor in raw.values())
     if size > 2 * weights_file.stat().st_size:
-        raise CheckpointError(f"{weights_file}: its tensors claim {size} bytes, more than the file holds")
+        raise ModelFileError(f"{weights_file}: its tensors claim {size} bytes, more than the file holds")
 
     weights, fit_dense = {}, {}
     bare = not any(_without_prefix(name).startswith("bert.") for name in raw)
     for name, tensor in raw.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{weights_file}: {_shown(name)} is not finite")
+            raise ModelFileError(f"{weights_file}: {_shown(name)} is not finite")
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", _without_prefix(name))
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
@@ -402,7 +403,7 @@ def _read(model_dir: Path) -> Checkpoint:
     depths = [int(found[1]) for name in weights if (found := re.match(r"bert\.encoder\.layer\.(\d{1,9})\.", name))]
     depth = max(depths, default=-1) + 1
     if depth != config.num_hidden_layers:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{weights_file}: has {depth} layers where {config_file.name} says {config.num_hidden_layers}"
         )
     return Checkpoint(config, pooled_activation, weights | _two_outputs(weights, weights_file), fit_dense)
@@ -425,7 +426,7 @@ def _two_outputs(weights: dict[str, torch.Tensor], weights_file: Path) -> dict[s
         return {name: torch.cat([torch.zeros_like(tensor), tensor]) for name, tensor in head.items()}
     if outputs - {2}:
         count = " and ".join(map(str, sorted(outputs)))
-        raise CheckpointError(
+        raise ModelFileError(
             f"{weights_file}: its classifier has {count} outputs; a ranker has two (class 1 is relevant), or one"
         )
     return head
@@ -444,7 +445,7 @@ def _first_file(model_dir: Path, *names: str) -> Path:
     for name in names:
         if (model_dir / name).is_file():
             return model_dir / name
-    raise CheckpointError(f"{model_dir} holds neither {' nor '.join(names)}; name a model directory")
+    raise ModelFileError(f"{model_dir} holds neither {' nor '.join(names)}; name a model directory")
 
 
 def _initial_values(shape: torch.Size, initializer_range: float, generator: torch.Generator) -> torch.Tensor:

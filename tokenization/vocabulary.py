@@ -11,7 +11,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from modeling.wordpiece import LONGEST_WORD
+from runtime.errors import InputError
+from tokenization.wordpiece import LONGEST_WORD
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -22,7 +23,7 @@ _MAX_TOKENS = 1 << 21
 _MAX_CONFIG_BYTES = 1 << 20
 
 
-class VocabularyError(ValueError):
+class VocabularyError(InputError):
     """A vocabulary that cannot be used. The message names the file."""
 
 

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+from runtime.errors import InputError
+
 _VOCABULARY_FILES = ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
 _LOOK_UP_SECONDS = 10
 
 
-class HubError(ValueError):
+class HubError(InputError):
     """A name that is no model directory, and no model that could be fetched. The message says why."""
 
 

@@ -1,0 +1,59 @@
+"""Flags as the shell scripts pass them: every variable as `--flag=value`, set or not."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from runtime.errors import InputError
+from runtime.ranks import exit_after_the_first, rank
+from runtime.script import one_line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with two forms of its flags more and with errors of one line.
+
+    `--flag=`, with nothing after the `=`, leaves the flag at its default. A flag without a value takes `=yes`, and
+    `=no`, which leaves it out.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, description=description
+        )
+
+    def parse(self, check: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
+        """Parses the command line and has `check` complete it. An InputError of `check` ends the script."""
+        args = self.parse_args()
+        try:
+            check(args)
+        except (InputError, OSError) as error:
+            self.error(str(error))
+        return args
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([plain for arg in given for plain in self._plain(arg)], namespace)
+
+    def _plain(self, arg: str) -> list[str]:
+        """An argument as argparse knows it; none where it says the default."""
+        flag, has_value, value = arg.partition("=")
+        action = self._option_string_actions.get(flag)
+        if action is None or not has_value:
+            return [arg]
+        if not value:
+            return []
+        if action.nargs != 0:
+            return [arg]
+        if value not in ("yes", "no"):
+            self.error(f"{flag}: '{value}' is neither yes nor no")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [flag if value == "yes" else f"--no-{flag.removeprefix('--')}"]
+        return [flag] if value == "yes" else []
+
+    def error(self, message: str) -> None:
+        """Ends the script with one line on stderr, of the first process, and exit status 2."""
+        if rank() > 0:
+            exit_after_the_first()
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")

@@ -1,0 +1,1 @@
+"""What surrounds the training loop: optimizer, precision, run directory, dev evaluation, curves."""
