@@ -247,7 +247,7 @@ def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> No
 def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Pool, failing: int) -> None:
     for script, function, arguments in (
         ("distill.py", "modeling.losses.hard_label_loss", distil_arguments(inputs, tmp_path / "out")),
-        ("rerank.py", "formats.features.pad_batch", rerank_arguments(inputs, tmp_path / "scores")),
+        ("rerank.py", "formats.feature_layout.pad_batch", rerank_arguments(inputs, tmp_path / "scores")),
     ):
         replaced = tuple({function: out_of_memory} if rank == failing else {} for rank in (0, 1))
         done = run_two(pool, script, *arguments, replaced=replaced)

@@ -1,4 +1,4 @@
-"""Pickled features: what is written is read, and nothing else is."""
+"""Pickled features: the reader returns what was written, and refuses every other file."""
 
 import os
 import pickle
@@ -84,7 +84,7 @@ def examples_of(blocks: list[FeatureBlock]) -> list[Example]:
 
 
 def refusal(path: Path, content: bytes) -> str:
-    """Why a file of this content is refused."""
+    """The message with which a file of this content is refused."""
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         read_all(path)
@@ -211,8 +211,8 @@ def test_the_longest_example_survives(tmp_path: Path, max_seq_length: int, dtype
     assert examples_of(list(read_blocks(tmp_path / "f"))) == [Example("e", ids, max_seq_length, 0)]
 
 
-def plain_batch(examples: list[Example], pad_to: int | None) -> dict[str, list]:
-    """Padding, token by token."""
+def reference_batch(examples: list[Example], pad_to: int | None) -> dict[str, list]:
+    """Reference implementation of padding, token by token."""
     width = pad_to or max(len(example.input_ids) for example in examples)
     batch: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_type_ids": [], "labels": []}
     for example in examples:
@@ -230,7 +230,7 @@ def plain_batch(examples: list[Example], pad_to: int | None) -> dict[str, list]:
 
 @settings(deadline=None, max_examples=60)
 @given(examples=st.lists(some_example(), min_size=1, max_size=6), data=st.data())
-def test_batch_agrees_with_the_plain_version(
+def test_batch_agrees_with_the_reference_implementation(
     tmp_path_factory: pytest.TempPathFactory, examples: list[Example], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("features") / "f"
@@ -239,7 +239,7 @@ def test_batch_agrees_with_the_plain_version(
     pad_to = data.draw(st.sampled_from([None, HEADER.max_seq_length]))
     batch = Features(path).batch(np.array(indices), pad_to)
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int64)}
-    expected = plain_batch([examples[i] for i in indices], pad_to)
+    expected = reference_batch([examples[i] for i in indices], pad_to)
     assert {name: array.tolist() for name, array in batch.items()} == expected
 
 
@@ -257,7 +257,7 @@ def test_an_example_that_cannot_be_written_leaves_the_older_file(tmp_path: Path)
     assert (tmp_path / "f").read_bytes() == before
 
 
-# What is refused: files that name or call something.
+# Refused: files that name or call something.
 
 
 class Calls:
@@ -269,7 +269,7 @@ class Calls:
 
 
 def hostile_payloads(command: str) -> dict[str, bytes]:
-    """Pickles that run a command, or would if the reader resolved what they name."""
+    """Pickles that run a command, or would run it if the reader resolved the names in them."""
     text = command.encode()
     argument = b"\x8c" + bytes([len(text)]) + text
     named = b"\x8c\x02os\x8c\x06system\x93"
@@ -304,7 +304,7 @@ def test_nothing_named_or_called_in_a_file_is_executed(tmp_path: Path, name: str
     for place in range(len(parts) + 1):
         refusal(tmp_path / "f", b"".join([*parts[:place], payload, *parts[place:]]))
         refusal(tmp_path / "f", b"".join([*parts[:place], payload]))
-    # in the place of a value
+    # instead of a value
     body = payload.removeprefix(b"\x80\x04").removesuffix(b".")
     for part in (parts[0], parts[1]):
         inside = part[:-2] + b"\x8c\x01k" + body + part[-2:]
@@ -327,7 +327,7 @@ def test_every_opcode_that_features_do_not_need_is_refused(tmp_path: Path, opcod
                 assert repr(code) in message
 
 
-# What is refused: sizes that are not there.
+# Refused: wrong sizes and numbers.
 
 
 @pytest.mark.parametrize("size", [2**40, 2**48, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
@@ -348,7 +348,7 @@ def test_a_size_beyond_the_file_is_refused_without_allocating_it(tmp_path: Path,
 def test_a_number_of_examples_that_is_not_there_is_refused(tmp_path: Path, value: object) -> None:
     block = block_dict(EXAMPLES, num_examples=value)
     message = refusal(tmp_path / "f", b"".join(dumped(header_dict(), block, block_dict([]))))
-    assert "block 0: num_examples is no number from 0 to 65536" in message
+    assert "block 0: num_examples is not a number from 0 to 65536" in message
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_dict_that_holds_itself_is_refused_as_a_block(tmp_path: Path) -> None:
     refusal(tmp_path / "f", b"".join([parts[0], inside, parts[-1]]))
 
 
-# What is refused: damaged files.
+# Refused: damaged files.
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -462,14 +462,14 @@ def test_an_empty_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     [
         ({"format": "other"}, "is not a features file"),
         ({"format": b"simplified-tinybert-features"}, "is not a features file"),
-        ({"version": 2}, "version 2 where 1 is read"),
-        ({"version": None}, "version None where 1 is read"),
-        ({"max_seq_length": "11"}, "max_seq_length is missing or no int"),
-        ({"max_seq_length": True}, "max_seq_length is missing or no int"),
-        ({"vocab_size": None}, "vocab_size is missing or no int"),
-        ({"do_lower_case": 1}, "do_lower_case is missing or no bool"),
-        ({"set_name": b"train"}, "set_name is missing or no str"),
-        ({"vocab_sha256": 5}, "vocab_sha256 is missing or no str"),
+        ({"version": 2}, "version 2, but this program reads version 1"),
+        ({"version": None}, "version None, but this program reads version 1"),
+        ({"max_seq_length": "11"}, "max_seq_length is missing or not int"),
+        ({"max_seq_length": True}, "max_seq_length is missing or not int"),
+        ({"vocab_size": None}, "vocab_size is missing or not int"),
+        ({"do_lower_case": 1}, "do_lower_case is missing or not bool"),
+        ({"set_name": b"train"}, "set_name is missing or not str"),
+        ({"vocab_sha256": 5}, "vocab_sha256 is missing or not str"),
         ({"max_seq_length": 3}, "out of range"),
         ({"max_seq_length": -(2**31)}, "out of range"),
         ({"vocab_size": 0}, "out of range"),
@@ -518,10 +518,10 @@ def test_an_example_at_fault_is_named_with_its_block(tmp_path: Path, bad: Exampl
         ({"example_ids": ""}, "example_ids are not 2 lines"),
         ({"example_ids": b"a\nb"}, "example_ids are not 2 lines"),
         ({"example_ids": None}, "example_ids are not 2 lines"),
-        ({"input_ids": b"\0" * 9}, "input_ids is missing or no array of <u2"),
-        ({"input_ids": "text"}, "input_ids is missing or no array of <u2"),
-        ({"labels": None}, "labels is missing or no array of |i1"),
-        ({"lengths": b"\5\0\5"}, "lengths is missing or no array of <u2"),
+        ({"input_ids": b"\0" * 9}, "input_ids is missing or not an array of <u2"),
+        ({"input_ids": "text"}, "input_ids is missing or not an array of <u2"),
+        ({"labels": None}, "labels is missing or not an array of |i1"),
+        ({"lengths": b"\5\0\5"}, "lengths is missing or not an array of <u2"),
         ({"lengths": b"\5\0"}, "lengths has 1 values for 2 examples"),
         ({"first_segment_lengths": b"\3\0" * 3}, "first_segment_lengths has 3 values for 2 examples"),
         ({"labels": b""}, "labels has 0 values for 2 examples"),
@@ -554,7 +554,7 @@ def test_parts_of_another_pickle_protocol_are_read_or_refused(tmp_path: Path, pr
         assert str(tmp_path / "f") in str(error)
 
 
-def test_blocks_before_a_fault_are_handed_over_and_the_fault_is_raised(tmp_path: Path) -> None:
+def test_blocks_before_a_fault_are_returned_and_the_fault_is_raised(tmp_path: Path) -> None:
     parts = valid_parts()
     (tmp_path / "f").write_bytes(b"".join(parts[:2]))
     blocks = read_blocks(tmp_path / "f")

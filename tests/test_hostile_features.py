@@ -1,6 +1,6 @@
-"""Features from strangers: whatever a file holds, reading it runs nothing, stays small, and ends soon, in one error.
+"""Hostile features: no file makes its reader run code, use much memory or take long. It is refused with one error.
 
-A process of its own reads all files, since it is measured: it loads NumPy and the reader, and no torch.
+A separate process reads the files, so that its time and memory can be measured. It loads NumPy, but no torch.
 """
 
 import json
@@ -48,8 +48,8 @@ from runtime.script import run_script
 MOST_MEMORY = 256 << 20
 MOST_SECONDS = 2
 
-# Reads the files that it is given a line each, by both readers, and prints what came of it. The audit hook sees every
-# import, call into the system and file opened; an address space of 1 GB turns a huge allocation into an error.
+# Reads the files whose names come on stdin, one per line, with all readers, and prints the outcome. The audit hook sees
+# every import, system call and opened file. An address space of 1 GB turns a huge allocation into an error.
 CHILD = r"""
 import json, os, resource, sys, time
 import encodings.unicode_escape
@@ -78,9 +78,9 @@ pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason=
 
 
 def read_apart(paths: Iterable[Path]) -> list[list[str | None]]:
-    """What `read_header`, `read_blocks` and `Features` said of each file: the message of an InputError, or None.
+    """For each file, what `read_header`, `read_blocks` and `Features` raised: the message of an InputError, or None.
 
-    Asserts that nothing else was raised, nothing but the file opened or called, and that time and memory stayed small.
+    Asserts that there was no other error, that only the file was opened, and that time and memory were small.
     """
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
@@ -118,7 +118,7 @@ def text(value: str) -> bytes:
 
 
 def block_of(**values: bytes) -> bytes:
-    """A block, pickled by hand, of what is given as opcodes."""
+    """A block, pickled by hand. The values are opcodes with their operands."""
     return b"\x80\x04}(" + b"".join(text(key) + value for key, value in values.items()) + b"u."
 
 
@@ -146,7 +146,7 @@ WIDE_IDS = text("\n".join("\U0001f600" * 15 for _ in range(BLOCK_EXAMPLES)))
 
 
 def sparse(*parts: bytes | int) -> Callable[[BinaryIO], None]:
-    """Writes parts, and for a number a hole of so many bytes, which takes no room on a disk."""
+    """Writes parts. A number is a hole of so many bytes, which needs no space on the disk."""
 
     def write(file: BinaryIO) -> None:
         for part in parts:
@@ -228,7 +228,7 @@ BIG_FILES: dict[str, tuple[Callable[[BinaryIO], None], str]] = {
 
 
 def test_a_big_hostile_file_is_refused_in_little_memory_and_time(tmp_path: Path) -> None:
-    """Files of up to 128 GB, of holes, and messages that quote what they hold."""
+    """Sparse files of up to 128 GB, and files whose values a message quotes."""
     paths = []
     for i, (write, _) in enumerate(BIG_FILES.values()):
         paths.append(tmp_path / str(i))
@@ -240,8 +240,10 @@ def test_a_big_hostile_file_is_refused_in_little_memory_and_time(tmp_path: Path)
 
 
 def everything_that_names_or_calls(mark: Path) -> list[bytes]:
-    """Every payload in every place of a file: a part of its own before, between and after valid ones, or a value in
-    one; and every opcode that features do not need, with operands that a reader could follow."""
+    """Files with every payload in every place: as a part before, between and after valid parts, or as a value in one.
+
+    The payloads include every opcode, with operands that a reader could follow.
+    """
     parts = valid_parts()
     payloads = list(hostile_payloads(f"touch {mark}").values())
     os_system = b"cposix\nsystem\n"
@@ -287,7 +289,7 @@ BOMBS = [
     b"\x80\x04}" + b"\x94" * 996 + b".",
     b"\x80\x04]\x94" + b"h\x00h\x00\x86\x94" * 60 + b".",  # a billion laughs
     b"\x80\x04" + text("ha" * 99) + b"\x94" + b"h\x00" * 900 + b".",
-    # one of dicts, where a message quotes it
+    # the same of dicts, in a value that a message quotes
     b"\x80\x04}\x94"
     + b"".join(
         text("version") + b"}\x94" + b"".join(text(f"{i}") + b"h" + bytes([level]) + b"s" for i in range(9)) + b"s"
@@ -317,14 +319,14 @@ def test_whatever_names_calls_nests_or_repeats_is_refused_and_runs_nothing(tmp_p
     outcomes = read_apart(paths)
     assert not (tmp_path / "ran").exists()
     accepted = [path for path, (_, of_blocks, _) in zip(paths, outcomes, strict=True) if of_blocks is None]
-    for path in accepted:  # an opcode of data with a frame that is none; nothing but a pickle of the same examples
+    for path in accepted:  # with an opcode that has no effect, such as FRAME
         assert examples_of(read_all(path)[1]) == EXAMPLES
     assert len(accepted) < 10 < 800 < len(files)
     assert all(of_blocks == of_features for _, of_blocks, of_features in outcomes)
 
 
 def mutated(chance: random.Random, content: bytes, pieces: list[bytes]) -> bytes:
-    """1 to 4 changes: bytes and bits, pieces cut out, doubled, moved, and pieces of hostile pickles put in."""
+    """Makes 1 to 4 changes: replaces bytes and bits, removes, inserts and copies pieces, inserts hostile pickles."""
     damaged = bytearray(content)
     for _ in range(chance.randint(1, 4)):
         at, to = chance.randrange(len(damaged)), chance.randrange(len(damaged))
@@ -367,7 +369,7 @@ def test_two_thousand_mutated_files_are_refused_or_valid(tmp_path: Path) -> None
 
 
 def assert_valid(path: Path) -> None:
-    """What was accepted is what the format promises, and is read the same when it is written again."""
+    """An accepted file is as the format requires, and reads the same after it is written again."""
     header, blocks = read_all(path)
     examples = examples_of(blocks)
     for example in examples:
@@ -405,7 +407,7 @@ def test_a_mutated_file_is_refused_or_valid(
     assert_valid(path)
 
 
-# Blocks are closed before they are too large to be read.
+# The writer closes blocks before they are too large for the reader.
 
 
 def test_blocks_are_closed_before_ids_or_tokens_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +429,7 @@ def test_blocks_are_closed_before_ids_or_tokens_are_too_many(tmp_path: Path, mon
 
 
 def test_a_file_cut_by_another_process_is_an_error_and_no_signal(tmp_path: Path) -> None:
-    """Where the file is mapped, reading what was cut kills."""
+    """If the file were mapped, reading beyond its new end would kill the process."""
     with pytest.MonkeyPatch.context() as small_blocks:
         small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 500)
         write_features(tmp_path / "f", HEADER, (Example(f"e{i}", [2, 5, 7, 8, 3], 2, 0) for i in range(20_000)))
