@@ -1,1 +1,1 @@
-"""One reader and writer for each file of the flow. Nothing here imports torch."""
+"""One reader and one writer for each file format. Nothing here imports torch."""

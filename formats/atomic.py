@@ -1,4 +1,4 @@
-"""Files and directories that appear under their names only when complete: written beside, synced, renamed."""
+"""Atomic writes: a file or directory is written beside its final place, synced, and renamed when it is complete."""
 
 import contextlib
 import gzip
@@ -15,11 +15,12 @@ from runtime.errors import naming_errors
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, binary: bool = False) -> Iterator[IO]:
-    """Opens a file to write that appears under its name only when complete: written beside it, synced, renamed.
+    """Opens a file for an atomic write: it appears under its name only when it is complete.
 
-    Text is UTF-8 with `\\n`, packed where the name ends in `.gz`. On any error nothing is left and an older file stays.
+    Text is UTF-8 with `\\n`, compressed if the name ends in `.gz`. After an error no partial file is left, and an older
+    file is unchanged.
 
-    Raises OSError, which names `path`, where it cannot be written.
+    Raises OSError, which names `path`, if the file cannot be written.
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -29,18 +30,18 @@ def atomic_write(path: str | Path, binary: bool = False) -> Iterator[IO]:
                 yield raw
             else:
                 with contextlib.ExitStack() as stack:
-                    # mtime 0: the same rows give the same bytes.
-                    packed = (
+                    # mtime=0: the same rows give the same bytes.
+                    compressed = (
                         stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
                         if path.suffix == ".gz"
                         else None
                     )
-                    yield stack.enter_context(_text_writer(packed or raw))
+                    yield stack.enter_context(_text_writer(compressed or raw))
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the first error says more
+        with contextlib.suppress(OSError):  # the first error tells the reason
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
@@ -49,11 +50,12 @@ def atomic_write(path: str | Path, binary: bool = False) -> Iterator[IO]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, last: str) -> Iterator[Path]:
-    """Hands out a directory to fill; on leaving, `path` holds its files, or nothing of them on an error.
+    """Yields a temporary directory. When the context ends, its files move to `path`.
 
-    All is synced before it gets its name. Where `path` exists its other files stay, and file `last`, without which the
-    directory counts as incomplete, is taken away first and arrives last. The directory to fill then lies in `path`,
-    which may be on another disk than what is above it (a link, a mount); else beside it.
+    After an error in the context, none of them do. All files are synced first. If `path` exists, its other files stay.
+    A directory without the file `last` counts as incomplete, so an older `last` is removed before the files move, and
+    the new one moves last. The temporary directory is then inside `path`, because the parent of `path` can be on
+    another disk (a link, a mount). If `path` does not exist, the temporary directory is beside it and is renamed.
     """
     path = Path(os.path.abspath(path))  # "." has no name
     partial = (path if path.is_dir() else path.parent) / f".{path.name}.{os.getpid()}.partial"
@@ -74,7 +76,7 @@ def atomic_directory(path: Path, last: str) -> Iterator[Path]:
                 partial.rename(path)
                 _sync(path.parent)
     except OSError as error:
-        if error.filename is not None:  # under its final name, which the user knows
+        if error.filename is not None:  # the user knows only the final name
             name = str(error.filename).replace(str(partial), str(path))
             raise OSError(error.errno, error.strerror, name) from error
         raise
@@ -83,14 +85,14 @@ def atomic_directory(path: Path, last: str) -> Iterator[Path]:
 
 
 def remove_partial_files(directory: Path) -> None:
-    """Removes what processes that were killed while they wrote left in a directory, which is held."""
+    """Removes the partial files of killed processes from a directory. The caller holds its lock."""
     for path in directory.iterdir():
         if re.fullmatch(r"\..+\.[0-9]+\.partial", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _sync(path: Path) -> None:
-    """Has a file, or the names in a directory, survive a loss of power."""
+    """Syncs a file, or the names in a directory, to the disk."""
     with naming_errors(path, "writing"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -101,7 +103,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _text_writer(binary_file: IO[bytes]) -> Iterator[IO[str]]:
-    """A UTF-8 text layer that, unlike TextIOWrapper's own close, leaves the file below open."""
+    """A UTF-8 text layer. Unlike `TextIOWrapper.close`, it leaves the binary file open."""
     text = io.TextIOWrapper(binary_file, encoding="utf-8", newline="\n", write_through=False)
     try:
         yield text

@@ -13,15 +13,15 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
 
 
 def write_checksums(directory: Path) -> None:
-    """Writes the file for all that the directory holds now."""
+    """Writes `SHA256SUMS` for all files that are in the directory now."""
     lines = [f"{file_sha256(directory / name)}  {name}\n" for name in _file_names(directory)]
     directory.joinpath(FILE_NAME).write_bytes("".join(lines).encode("utf-8"))
 
 
 def check_checksums(directory: Path, needed: Collection[str]) -> None:
-    """Asks that the files which were there, of which some are `needed`, are what they were; others may have come.
+    """Checks that the files listed in `SHA256SUMS` are unchanged and that all `needed` files are listed.
 
-    Raises InputError, naming the file, where one is not.
+    Files that were added later are ignored. Raises InputError, which names the file, if one is missing or changed.
     """
     path = directory / FILE_NAME
     try:
@@ -45,6 +45,6 @@ def _file_names(directory: Path) -> list[str]:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Lines of UTF-8 text and of JSON, read one by one: what the text formats share."""
+"""Reads lines of UTF-8 text and of JSON: the common part of all text formats."""
 
 import contextlib
 import gzip
@@ -13,10 +13,10 @@ from typing import IO, TypeVar
 from formats.atomic import atomic_write
 from runtime.errors import InputError
 
-# Longer than any document of any collection; a longer line is a damaged or hostile file.
+# No document of any collection is as long. A longer line comes from a damaged or hostile file.
 MAX_LINE_BYTES = 1 << 26
 
-# Takes the number of a line that is left out, and the reason.
+# Called with the number of a line that is skipped, and the reason.
 OnMalformed = Callable[[int, str], None]
 Row = TypeVar("Row")
 
@@ -27,20 +27,24 @@ def read_lines(
     web_text: bool = False,
     on_malformed: OnMalformed | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yields `(line number from 1, line)` of a UTF-8 text file, unpacked where the name ends in `.gz`.
+    """Yields `(line number from 1, line)` of a UTF-8 text file, decompressed if its name ends in `.gz`.
 
-    Only `\\n` ends a line; one `\\r` before it and a byte-order mark at the start are dropped. For a progress bar,
-    `on_position` is called every 1,024 lines and at the end with the position in the file on disk, packed or not. In
-    `web_text`, which nobody can mend by hand, a NUL and a `\\r` inside a line count as blanks.
+    Only `\\n` ends a line. One `\\r` before it and a byte-order mark at the start are dropped. For a progress bar,
+    `on_position` is called every 1,024 lines and at the end. Its argument is the position in the file on disk, also if
+    that is compressed. With `web_text`, a NUL and a `\\r` inside a line count as blanks, because nobody can correct a
+    crawled collection by hand.
 
-    Raises InputError for an empty file or a damaged `.gz`; and for invalid UTF-8, a NUL, a lone `\\r` or a line over
-    64 MiB, unless there is `on_malformed` to take it: then the line is left out.
+    Raises InputError for an empty file, for a damaged `.gz`, and for a malformed line: invalid UTF-8, a NUL, a `\\r`
+    inside it, or more than 64 MiB. With `on_malformed`, malformed lines are skipped and passed to it.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory, a file is needed")
     number = 0
     try:
-        with open(path, "rb", 1 << 18) as on_disk, _unpacked(on_disk) if str(path).endswith(".gz") else on_disk as file:
+        with (
+            open(path, "rb", 1 << 18) as on_disk,
+            _decompressed(on_disk) if str(path).endswith(".gz") else on_disk as file,
+        ):
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if on_position and not number % 1024:
@@ -58,7 +62,7 @@ def read_lines(
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged after line {number}: {error}") from None
     except OSError as error:
-        if error.filename is None:  # of the disk, while reading
+        if error.filename is None:  # the disk failed while reading
             raise OSError(error.errno, f"after line {number}: {error.strerror}", str(path)) from error
         raise
     if number == 0:
@@ -68,10 +72,10 @@ def read_lines(
 def read_rows(
     path: str | Path, parse: Callable[[str], Row], on_malformed: OnMalformed | None = None
 ) -> Iterator[tuple[int, Row]]:
-    """Yields `(line number from 1, parse(line))` of a text file. `parse` raises ValueError with the reason of a fault.
+    """Yields `(line number from 1, parse(line))` of a text file. `parse` raises ValueError for a malformed line.
 
-    Raises InputError as `read_lines` does, and for a line that `parse` refuses, unless there is `on_malformed` to take
-    it; then for a file of which every line is left out.
+    Raises InputError as `read_lines` does, and for a line that `parse` refuses. With `on_malformed`, such lines are
+    skipped and passed to it, and InputError is raised if all lines were skipped.
     """
     found = False
     for number, line in read_lines(path, on_malformed=on_malformed):
@@ -87,9 +91,9 @@ def read_rows(
 
 
 def refuse_line(path: str | Path, number: int, reason: str, on_malformed: OnMalformed | None) -> None:
-    """Hands a faulty line to `on_malformed`, to be left out; raises InputError where that is None."""
+    """Passes a malformed line to `on_malformed`, so that it is skipped. Raises InputError if `on_malformed` is None."""
     reason = " ".join(reason.split())
-    if len(reason) > 400:  # a field may have megabytes
+    if len(reason) > 400:  # a field can have megabytes
         reason = f"{reason[:200]} ... {reason[-200:]}"
     if on_malformed is None:
         raise InputError(f"{path} line {number}: {reason}")
@@ -97,9 +101,10 @@ def refuse_line(path: str | Path, number: int, reason: str, on_malformed: OnMalf
 
 
 class RejectedLines:
-    """Lists the lines that a script leaves out of an output, and why, in `OUTPUT.rejected.tsv`, if there are any.
+    """Lists the lines that a script skips, and the reasons, in `OUTPUT.rejected.tsv`. It is an `OnMalformed`.
 
-    A context to write the output in: the list appears when it ends, one of an earlier run goes.
+    Use it as a context around the write of the output. The list appears when the context ends. If no line was skipped,
+    there is no list, and that of an earlier run is removed.
     """
 
     def __init__(self, output: str | Path) -> None:
@@ -123,13 +128,16 @@ class RejectedLines:
             self.path.unlink(missing_ok=True)
 
     def counts(self, taken: int) -> str:
-        """The input's lines, for a report."""
+        """How many lines the input has, for a report."""
         listed = f" (listed in {self.path})" if self.count else ""
         return f"{taken + self.count} lines: {taken} taken, {self.count} rejected{listed}"
 
 
 class FirstLines:
-    """Which line had a row's key before, at some 70 bytes a row: the keys' hashes are kept, lines are looked up."""
+    """Finds the first line with the key of a row, to detect duplicates.
+
+    It needs about 70 bytes per row, because it stores only the hashes of keys. It reads the file again for the lines.
+    """
 
     def __init__(self, path: str | Path, parse: Callable[[str], Row], key: Callable[[Row], Hashable]) -> None:
         self._path, self._parse, self._key = path, parse, key
@@ -137,26 +145,28 @@ class FirstLines:
         self._first: dict[Hashable, int] | None = None
 
     def earlier(self, number: int, row: Row) -> int | None:
-        """The first line before line `number` with the key of `row`, if any. To be asked for all rows in order."""
+        """The first line before line `number` with the key of `row`, if there is one. Call it for all rows in order."""
         if (hashed := hash(self._key(row))) not in self._hashes:
             self._hashes.add(hashed)
             return None
         first = self.of_repeated(row)
-        return first if first != number else None  # the hashes of different keys may agree
+        return first if first != number else None  # the hashes of different keys can be equal
 
     def of_repeated(self, row: Row) -> int:
-        """The first line with the key of a row that several lines have. The first call reads the file twice.
+        """The first line with the key of `row`, which occurs in several lines. The first call reads the file twice.
 
-        Raises InputError where the file cannot be read again: it is a pipe, or was changed.
+        Raises InputError if the file cannot be read again, because it is a pipe or was changed.
         """
         if self._first is None:
             self._first = self._find() if os.path.isfile(self._path) else {}
         if self._key(row) not in self._first:
-            raise InputError(f"{self._path} has an id twice, and cannot be read again to find it; make it a plain file")
+            raise InputError(
+                f"{self._path} has an id twice, and cannot be read again to find it; make it a regular file"
+            )
         return self._first[self._key(row)]
 
     def _find(self) -> dict[Hashable, int]:
-        """`{key: first line}` of all keys whose hash several lines have."""
+        """Returns `{key: first line}` of all keys whose hash occurs in several lines."""
 
         def keys() -> Iterator[tuple[int, Hashable]]:
             return ((number, self._key(row)) for number, row in read_rows(self._path, self._parse, lambda *_: None))
@@ -174,14 +184,14 @@ class FirstLines:
 def read_json_lines(
     path: str | Path, on_position: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yields `(line number from 1, object)` of a file with a JSON object a line; `on_position` as in `read_lines`.
+    """Yields `(line number from 1, object)` of a file of JSON objects, one per line. `on_position`: see `read_lines`.
 
-    Raises InputError as `read_lines` does, and for a line that is no JSON object or holds what no UTF-8 file can.
+    Raises InputError as `read_lines` does, and for a line that is not a JSON object or that holds a surrogate.
     """
     for number, line in read_lines(path, on_position):
         try:
             row = json.loads(line)
-            if "\\u" in line:  # an escape can name half a character
+            if "\\u" in line:  # an escape can be a surrogate, which UTF-8 cannot hold
                 json.dumps(row, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} line {number}: no JSON that can be used: {error}") from None
@@ -191,9 +201,9 @@ def read_json_lines(
 
 
 def text_field(row: Mapping[str, object], name: str, default: str | None = None) -> str:
-    """The text under a name of a JSON object; `default`, where there is one, if it is missing or null.
+    """The text of the field `name` of a JSON object. A missing field and null give `default`, if that is not None.
 
-    Raises ValueError where it is missing, is no text, or holds a NUL.
+    Raises ValueError if the field is missing, is not text, or holds a NUL.
     """
     if name not in row and default is None:
         raise ValueError(f"'{name}' is missing")
@@ -201,14 +211,14 @@ def text_field(row: Mapping[str, object], name: str, default: str | None = None)
     if not isinstance(value, str):
         raise ValueError(f"'{name}' is {type(value).__name__}, text is needed")
     if "\0" in value:
-        raise ValueError(f"'{name}' holds a NUL, so it is no text")
+        raise ValueError(f"'{name}' holds a NUL, so it is not text")
     return value
 
 
 def check_id(kind: str, value: str) -> str:
-    """The id of a `kind` of things ("document"), if it fits into a run's column.
+    """Returns an id that fits into a column of a run. `kind`, such as "document", is for the message.
 
-    Raises ValueError where it is empty or holds white space.
+    Raises ValueError if it is empty or holds white space.
     """
     if value.split() != [value]:
         raise ValueError(f"the {kind} id '{value}' is empty or holds white space")
@@ -222,7 +232,7 @@ def _decode_line(raw: bytes, web_text: bool) -> str:
     if web_text:
         raw = raw.replace(b"\0", b" ").replace(b"\r", b" ")
     if b"\0" in raw:
-        raise ValueError("holds a NUL byte, so it is no text")
+        raise ValueError("holds a NUL byte, so it is not text")
     if b"\r" in raw:
         raise ValueError("holds a carriage return inside the line; remove it")
     try:
@@ -231,6 +241,6 @@ def _decode_line(raw: bytes, web_text: bool) -> str:
         raise ValueError(f"byte {error.start + 1} is not UTF-8; convert the file") from None
 
 
-def _unpacked(packed: IO[bytes]) -> IO[bytes]:
-    """Unpacks gzip through a buffer of its own: `GzipFile.readline` costs more than many a line's unpacking."""
-    return io.BufferedReader(gzip.GzipFile(fileobj=packed), 1 << 18)
+def _decompressed(compressed: IO[bytes]) -> IO[bytes]:
+    """Decompresses gzip into a buffer of its own, because `GzipFile.readline` is slower than the decompression."""
+    return io.BufferedReader(gzip.GzipFile(fileobj=compressed), 1 << 18)

@@ -1,4 +1,4 @@
-"""Pairs: `example_id, query, passage` and, for training, `label`, tab-separated, one pair a line, `.gz` by suffix."""
+"""Pairs: `example_id, query, passage` and, for training, `label`, tab-separated, one pair per line; `.gz` by suffix."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ COLUMNS = ("example_id", "query", "passage", "label")
 
 
 class Pair(NamedTuple):
-    """A query and a passage. `label` is 1 (relevant), 0 (not) or -1 (none)."""
+    """A query and a passage. The label is 1 (relevant), 0 (not relevant) or -1 (no label)."""
 
     example_id: str
     query: str
@@ -22,15 +22,15 @@ class Pair(NamedTuple):
 
 
 def make_example_id(query_id: str, doc_id: str, passage_number: int) -> str:
-    """The id of a document's passage for a query, `query_id#doc_id_passage-N`, N from 0.
+    """The example id of a query and a passage of a document: `query_id#doc_id_passage-N`, N from 0.
 
-    Raises InputError where it would be split into other ids: for a `#` in the query's, or white space in either.
+    Raises InputError if it would be split into other ids: for a `#` in the query id, an empty id, or white space.
     """
     example_id = f"{query_id}#{doc_id}_passage-{passage_number}"
     if not query_id or not doc_id or "#" in query_id or example_id.split() != [example_id]:
         raise InputError(
-            f"query id '{query_id}' and document id '{doc_id}': neither may be empty or hold white space, "
-            "nor the first a '#', at which the ids of pairs are split; rename it in the files"
+            f"query id '{query_id}' and document id '{doc_id}': an id is not empty and has no white space, and a query "
+            "id has no '#', because pair ids are split at the first '#'; rename it in the files"
         )
     return example_id
 
@@ -38,8 +38,7 @@ def make_example_id(query_id: str, doc_id: str, passage_number: int) -> str:
 def split_example_id(example_id: str) -> tuple[str, str]:
     """Splits `query_id#passage_id` at the first `#`.
 
-    Raises ValueError where there is no `#`, or where either id is empty or holds white space or a NUL, which no run
-    could carry.
+    Raises ValueError if there is no `#`, or if an id is empty or holds white space or a NUL, which a run cannot hold.
     """
     query_id, hash_sign, passage_id = example_id.partition("#")
     if not hash_sign:
@@ -51,11 +50,11 @@ def split_example_id(example_id: str) -> tuple[str, str]:
 
 
 def read_pairs(path: str | Path, labelled: bool, on_malformed: OnMalformed | None = None) -> Iterator[Pair]:
-    """Streams the pairs of a file: four columns where `labelled`, else three with ids `query_id#passage_id`.
+    """Streams the pairs of a file: four columns if `labelled`, else three columns with ids `query_id#passage_id`.
 
-    Raises InputError, naming file and line, for a wrong number of columns, an empty field, a label other than 0 or 1,
-    and where not `labelled` for an id without `#`, with white space, or that another line has already. With
-    `on_malformed` such lines are left out, as in `read_rows`.
+    Raises InputError, which names file and line, for a wrong number of columns, an empty field, and a label other than
+    0 or 1. If not `labelled`, also for an id without `#`, with white space, or that an earlier line has. With
+    `on_malformed`, such lines are skipped, as in `read_rows`.
     """
     if labelled:
         for _, pair in read_rows(path, _labelled_pair, on_malformed):
@@ -64,7 +63,7 @@ def read_pairs(path: str | Path, labelled: bool, on_malformed: OnMalformed | Non
     ids = FirstLines(path, _unlabelled_pair, key=lambda pair: pair.example_id)
     for number, pair in read_rows(path, _unlabelled_pair, on_malformed):
         if first := ids.earlier(number, pair):
-            refuse_line(path, number, f"example id {pair.example_id} stands in line {first} already", on_malformed)
+            refuse_line(path, number, f"example id {pair.example_id} is already in line {first}", on_malformed)
         else:
             yield pair
 
@@ -93,9 +92,9 @@ def _fields(line: str, names: tuple[str, ...]) -> list[str]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Writes pairs, with the label column where a pair has a label; returns how many.
+    """Writes pairs and returns their number. A pair without a label has no label column.
 
-    Every run of white space in a text, tabs and line ends included, becomes one blank.
+    Consecutive white space in a text, also tabs and line ends, becomes one blank.
     """
     count = 0
     with atomic_write(path) as file:

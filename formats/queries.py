@@ -1,4 +1,4 @@
-"""Queries: `query_id, text`, tab-separated, or BEIR's JSON lines, one query a line, `.gz` by suffix."""
+"""Queries: `query_id, text`, tab-separated, or the JSON lines of BEIR, one query per line; `.gz` by suffix."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +9,12 @@ from runtime.errors import InputError
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Reads `{query_id: text}`, in order. A name that ends in `.jsonl` or `.jsonl.gz` holds objects: `_id`, `text`.
+    """Reads `{query_id: text}` in the order of the file.
 
-    Raises InputError, naming file and line, for a wrong number of columns, what is no such object, an id that is empty
-    or holds white space, an empty text, or an id that another line has already.
+    A file whose name ends in `.jsonl` or `.jsonl.gz` holds objects with `_id` and `text`.
+
+    Raises InputError, which names file and line, for a wrong number of columns, a line that is not such an object, an
+    id that is empty or holds white space, an empty text, and an id that an earlier line has.
     """
     queries: dict[str, str] = {}
     for number, query_id, text in _rows(path):
@@ -24,9 +26,9 @@ def read_queries(path: str | Path) -> dict[str, str]:
 
 
 def add_query(queries: dict[str, str], query_id: str, text: str) -> None:
-    """Adds one of a collection's queries to the others.
+    """Adds a query to `queries`.
 
-    Raises ValueError for an id that is empty, holds white space or is there already, and for an empty text.
+    Raises ValueError for an id that is empty, holds white space or is already in `queries`, and for an empty text.
     """
     if check_id("query", query_id) in queries:
         raise ValueError(f"query {query_id} was there before")

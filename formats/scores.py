@@ -1,4 +1,4 @@
-"""Passage scores: `query_id, passage_id, score`, tab-separated, one passage a line, `.gz` by suffix."""
+"""Passage scores: `query_id, passage_id, score`, tab-separated, one passage per line; `.gz` by suffix."""
 
 import math
 import re
@@ -13,7 +13,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class PassageScore(NamedTuple):
-    """How relevant one passage is to one query; a higher score is better."""
+    """How relevant a passage is to a query. Higher is better."""
 
     query_id: str
     passage_id: str
@@ -21,9 +21,9 @@ class PassageScore(NamedTuple):
 
 
 def parse_score(text: str) -> float:
-    """A plain decimal number, with or without exponent.
+    """Reads a decimal number, with or without exponent.
 
-    Raises ValueError for all else that `float` takes (`nan`, `inf`, `1_0`, blanks), and for what overflows (`1e999`).
+    Raises ValueError for all else that `float` accepts (`nan`, `inf`, `1_0`, blanks), and for overflow (`1e999`).
     """
     if not _DECIMAL.fullmatch(text) or not math.isfinite(score := float(text)):
         raise ValueError(f"score '{text}' is not a finite number")
@@ -31,9 +31,9 @@ def parse_score(text: str) -> float:
 
 
 def split_passage_id(passage_id: str) -> tuple[str, int]:
-    """Splits `doc_id_PASSAGE` at the last `_` into the document's id and the number in which PASSAGE ends.
+    """Splits `doc_id_PASSAGE` at the last `_` into the document id and the number at the end of PASSAGE.
 
-    `D12_3` and `D12_passage-3` both give `("D12", 3)`. Raises ValueError where there is no `_`, no document id, and no
+    `D12_3` and `D12_passage-3` both give `("D12", 3)`. Raises ValueError if there is no `_`, no document id, or no
     number of at most 18 digits.
     """
     doc_id, _, passage = passage_id.rpartition("_")
@@ -46,8 +46,8 @@ def split_passage_id(passage_id: str) -> tuple[str, int]:
 def read_scores(path: str | Path) -> Iterator[PassageScore]:
     """Streams the scores of a file.
 
-    Raises InputError, naming file and line, for a wrong number of columns, an id that is empty or holds white space, a
-    score that is not a finite number, or a passage that its query has already.
+    Raises InputError, which names file and line, for a wrong number of columns, an id that is empty or holds white
+    space, a score that is not a finite number, and a passage that already has a score for its query.
     """
     return (row for _, row in read_numbered_scores(path))
 
@@ -55,7 +55,7 @@ def read_scores(path: str | Path) -> Iterator[PassageScore]:
 def read_numbered_scores(
     path: str | Path, on_malformed: OnMalformed | None = None
 ) -> Iterator[tuple[int, PassageScore]]:
-    """As `read_scores`, with the number of each line. With `on_malformed` faulty lines are left out (`read_rows`)."""
+    """As `read_scores`, with line numbers. With `on_malformed`, malformed lines are skipped, as in `read_rows`."""
     passages = FirstLines(path, _score, key=lambda row: row[:2])
     for number, row in read_rows(path, _score, on_malformed):
         if first := passages.earlier(number, row):
@@ -74,12 +74,12 @@ def _score(line: str) -> PassageScore:
 
 
 def format_score_line(row: PassageScore) -> str:
-    """One line, its end included. The score is written so that reading gives the same float64."""
+    """One line with its line end. Reading it back gives the same float64."""
     return f"{row.query_id}\t{row.passage_id}\t{float(row.score)!r}\n"
 
 
 def write_scores(path: str | Path, rows: Iterable[PassageScore]) -> int:
-    """Writes scores; returns how many."""
+    """Writes scores and returns their number."""
     count = 0
     with atomic_write(path) as file:
         for row in rows:

@@ -1,4 +1,4 @@
-"""Plain text: a document is a run of lines, blank lines stand between documents, `.gz` by suffix."""
+"""Plain text: a document is one or more lines, and blank lines separate documents; `.gz` by suffix."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +8,14 @@ from formats.lines import read_lines
 
 
 class TextLine(NamedTuple):
-    """A line that is not blank: a sentence or a paragraph."""
+    """A line that is not blank, such as a sentence or a paragraph."""
 
     text: str
     begins_document: bool
 
 
 def read_text(path: str | Path) -> Iterator[TextLine]:
-    """Streams the lines of a text that hold more than white space.
+    """Streams the lines of a text file that are not blank.
 
     Raises InputError as `read_lines` does.
     """

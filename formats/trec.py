@@ -1,4 +1,4 @@
-"""TREC runs (`query_id Q0 doc_id rank score run_name`) and judgements (`query_id 0 doc_id relevance`, or BEIR's)."""
+"""TREC runs (`query_id Q0 doc_id rank score run_name`) and qrels (`query_id 0 doc_id relevance`, or those of BEIR)."""
 
 import re
 import sys
@@ -13,9 +13,9 @@ from formats.lines import FirstLines, OnMalformed, read_lines, read_rows, refuse
 from formats.scores import parse_score
 from runtime.errors import InputError
 
-# What trec_eval takes as white space (isspace of the C locale); str.split would also part an id at a no-break space.
+# The white space of trec_eval (isspace in the C locale). str.split would also split an id at a no-break space.
 _COLUMN = re.compile(r"[^ \t\v\f]+")
-# The line with which BEIR's judgements begin; theirs have these columns.
+# The first line of the qrels of BEIR. They have these columns.
 _BEIR_HEADER = ["query-id", "corpus-id", "score"]
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
@@ -29,7 +29,7 @@ class ScoredDoc(NamedTuple):
 
 
 class RankedDoc(NamedTuple):
-    """One line of a run of which the rank column counts."""
+    """One line of a run, with its rank column."""
 
     query_id: str
     doc_id: str
@@ -37,7 +37,7 @@ class RankedDoc(NamedTuple):
 
 
 class Qrel(NamedTuple):
-    """One judgement: a relevance above 0 is relevant."""
+    """One relevance judgment. A relevance above 0 is relevant."""
 
     query_id: str
     doc_id: str
@@ -45,20 +45,21 @@ class Qrel(NamedTuple):
 
 
 def rank_documents(scores: Mapping[str, float]) -> list[tuple[str, float]]:
-    """One query's `(doc_id, score)` in the order that trec_eval gives them: score, then document id, both descending.
+    """The `(doc_id, score)` of one query in the order of trec_eval: by score, then by document id, both descending.
 
-    trec_eval 9.0.8 holds a score as a 32-bit float (`form_res_rels.c`, `comp_sim_docno`), so scores that differ only
-    beyond that tie here. It compares ids byte by byte, which for UTF-8 is the order of Python's strings.
+    trec_eval 9.0.8 stores a score as a 32-bit float (`form_res_rels.c`, `comp_sim_docno`), so scores that are equal in
+    32 bits are ties here. It compares ids byte by byte. For UTF-8 this is the order of Python strings.
     """
     keys = zip(_as_float32(list(scores.values())).tolist(), scores, strict=True)
     return [(doc_id, scores[doc_id]) for _, doc_id in sorted(keys, reverse=True)]
 
 
 def read_run(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[str, dict[str, float]]:
-    """Reads `{query_id: {doc_id: score}}`, queries in order of appearance. The rank column is not looked at.
+    """Reads `{query_id: {doc_id: score}}`, with the queries in the order of the file. The rank column is ignored.
 
-    Raises InputError, naming file and line, for a wrong number of columns, a score that is not a finite number, or a
-    document that its query has already. With `on_malformed` such lines are left out, as in `read_rows`.
+    Raises InputError, which names file and line, for a wrong number of columns, a score that is not a finite number,
+    and a document that an earlier line has for the same query. With `on_malformed`, such lines are skipped, as in
+    `read_rows`.
     """
     return _read_run(path, _scored_doc, on_malformed)
 
@@ -66,14 +67,14 @@ def read_run(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[
 def read_ranked_run(
     path: str | Path, on_malformed: OnMalformed | None = None
 ) -> dict[str, dict[str, tuple[int, float]]]:
-    """Reads `{query_id: {doc_id: (rank, score)}}` as `read_run` does; a rank that is not an integer is a fault too."""
+    """Reads `{query_id: {doc_id: (rank, score)}}` as `read_run` does. It also refuses a rank that is not an integer."""
     return _read_run(path, _ranked_doc, on_malformed)
 
 
 def _read_run(
     path: str | Path, parse: Callable[[str], ScoredDoc | RankedDoc], on_malformed: OnMalformed | None
 ) -> dict[str, dict]:
-    """Reads `{query_id: {doc_id: value}}` of a run, of which `parse` makes `(query_id, doc_id, value)` of each line."""
+    """Reads `{query_id: {doc_id: value}}` of a run. `parse` returns `(query_id, doc_id, value)` of a line."""
     run: dict[str, dict] = {}
     documents = FirstLines(path, parse, key=lambda row: row[:2])
     for number, row in read_rows(path, parse, on_malformed):
@@ -81,10 +82,10 @@ def _read_run(
         values = run.setdefault(query_id, {})
         if doc_id in values:
             first = documents.of_repeated(row)
-            reason = f"document {doc_id} of query {query_id} stands in line {first} already"
+            reason = f"document {doc_id} of query {query_id} is already in line {first}"
             refuse_line(path, number, reason, on_malformed)
             continue
-        # The queries of a run share documents: one string for each id, not one for each line.
+        # Queries of a run share documents: one string per id instead of one per line.
         values[sys.intern(doc_id)] = value
     return run
 
@@ -92,15 +93,15 @@ def _read_run(
 def read_qrels(
     path: str | Path, on_conflict: Callable[[str], None] | None = None, on_malformed: OnMalformed | None = None
 ) -> dict[str, dict[str, int]]:
-    """Reads `{query_id: {doc_id: relevance}}`. A judgement that is repeated with the same relevance is taken once.
+    """Reads `{query_id: {doc_id: relevance}}`. A repeated judgment with the same relevance counts once.
 
-    A file whose first line is `query-id corpus-id score` is BEIR's and has these three columns.
+    A file whose first line is `query-id corpus-id score` is from BEIR and has these three columns.
 
-    Where a document has two relevances the file contradicts itself. With `on_conflict` that is called with a message
-    naming both lines and the higher relevance holds; without, it is an error.
+    Two judgments of a document with different relevance are a conflict. With `on_conflict`, the higher relevance is
+    used, and `on_conflict` is called with a message that names both lines. Without it, a conflict is an error.
 
-    Raises InputError, naming file and line, for a wrong number of columns, a relevance that is not an integer, or such
-    a conflict. With `on_malformed` lines of other columns or relevances are left out, as in `read_rows`.
+    Raises InputError, which names file and line, for a wrong number of columns, a relevance that is not an integer, and
+    such a conflict. With `on_malformed`, lines with wrong columns or relevance are skipped, as in `read_rows`.
     """
     qrels: dict[str, dict[str, int]] = {}
     line_of: dict[tuple[str, str], int] = {}
@@ -125,21 +126,21 @@ def read_qrels(
 
 
 def read_qrels_with_note(path: str | Path, on_malformed: OnMalformed | None = None) -> dict[str, dict[str, int]]:
-    """As `read_qrels`; where judgements contradict each other the higher holds, and a note on stderr counts them."""
+    """As `read_qrels`. In a conflict the higher relevance is used, and a note on stderr counts the conflicts."""
     conflicts: list[str] = []
     qrels = read_qrels(path, conflicts.append, on_malformed)
     if conflicts:
         print(
-            f"note: {len(conflicts)} contradictory judgements, of which the higher relevance holds: {conflicts[0]}",
+            f"note: {len(conflicts)} contradictory judgments, the higher relevance is used: {conflicts[0]}",
             file=sys.stderr,
         )
     return qrels
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name: str) -> int:
-    """Writes a run, ranked by score and then document id, both descending; returns how many lines.
+    """Writes a run, ranked by score and then by document id, both descending. Returns the number of lines.
 
-    Raises InputError for a score that is beyond the 32-bit floats of trec_eval.
+    Raises InputError for a score that a 32-bit float of trec_eval cannot hold.
     """
     count = 0
     with atomic_write(path) as file:
@@ -155,7 +156,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], run_name
 
 
 def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """One query's `{doc_id: score}` as a run holds them: by score, then document id, both descending.
+    """The `{doc_id: score}` of one query as a run holds them: by score, then by document id, both descending.
 
     Raises ValueError as `keep_order_in_float32` does.
     """
@@ -165,7 +166,7 @@ def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int:
-    """Writes judgements in TREC's layout; returns how many."""
+    """Writes qrels in the layout of TREC. Returns the number of judgments."""
     rows = [(query_id, doc_id, grade) for query_id, grades in qrels.items() for doc_id, grade in grades.items()]
     with atomic_write(path) as file:
         file.writelines(f"{query_id}\t0\t{doc_id}\t{grade}\n" for query_id, doc_id, grade in rows)
@@ -173,13 +174,13 @@ def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int
 
 
 def keep_order_in_float32(scores: list[float]) -> list[float]:
-    """Descending scores as they have to be written for trec_eval to see their order.
+    """Returns descending scores such that trec_eval, which stores 32-bit floats, sees the same order.
 
-    Near 1, where a ranker saturates, float64 tells documents apart that are one number in trec_eval's 32 bits; it would
-    rank them by their ids. So a score that is lower than the one above it, but would not be so in 32 bits, becomes the
-    next 32-bit float below what was written above it. Equal scores stay equal, and all others stay as they are.
+    Scores of a ranker are often close to 1. There, float64 scores can differ and still be equal in 32 bits, and
+    trec_eval would rank them by id. If a score is lower than the score before it, but not in 32 bits, it becomes the
+    next 32-bit float below the score before it. Equal scores stay equal. All other scores are unchanged.
 
-    Raises ValueError where a score is not finite in 32 bits.
+    Raises ValueError if a score is not finite in 32 bits.
     """
     written: list[float] = []
     narrow = _as_float32(scores)

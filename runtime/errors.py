@@ -1,4 +1,4 @@
-"""A user's mistake, and which file an error of the system is about."""
+"""The error for a mistake of the user, and the file name for errors of the system."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message names the file and line, or the flag, and says what to do."""
+    """An input of the user cannot be used. The message names the file and line, or the flag, and says what to do."""
 
 
 @contextlib.contextmanager
 def naming_errors(path: str | Path, doing: str) -> Iterator[None]:
-    """An OSError that does not say of which file it speaks names `path`, and what was being done with it."""
+    """Adds `path` and the activity, such as "reading", to an OSError that names no file."""
     try:
         yield
     except OSError as error:

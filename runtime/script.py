@@ -1,4 +1,4 @@
-"""What every script has around its `main`: errors as one line, logs, outputs that are not overwritten unasked."""
+"""The frame of every script: errors in one line, logs, a lock, and no output that is overwritten without a flag."""
 
 import contextlib
 import datetime
@@ -16,11 +16,10 @@ _LONGEST_MESSAGE = 2_000
 
 
 def run_script(main: Callable[..., None], *args: object) -> None:
-    """Runs a script's `main` with `args`. A user's mistake, InputError or OSError, becomes one line on stderr and exit
-    status 2.
+    """Runs the `main` of a script with `args`. An InputError or OSError becomes one line on stderr and exit status 2.
 
-    SIGTERM, unless it is handled already, ends `main` by SystemExit, so that no partial file stays behind; the exit
-    status is 143, as the shell gives it.
+    If SIGTERM has no handler yet, it raises SystemExit in `main`, so that no partial file is left. The exit status is
+    then 143, as in a shell.
     """
     program = os.path.basename(sys.argv[0])
     handles_sigterm = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -42,19 +41,19 @@ def run_script(main: Callable[..., None], *args: object) -> None:
 
 
 def one_line(message: str) -> str:
-    """A message may quote a file, which can hold anything: codes that a terminal obeys, or a line of 64 MiB."""
+    """A short printable line of a message. It can quote a file with control characters or with a line of 64 MiB."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
     return "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
 
 
 def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Raises InputError where `flag` would write over a result or an input, or into a directory that is not there."""
+    """Raises InputError if `flag` names an existing result, an input, or a file in a directory that does not exist."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{flag}: {path} is a directory, a file name is needed")
     if path.exists() and not path.is_file():
-        raise InputError(f"{flag}: {path} is no ordinary file, name another")
+        raise InputError(f"{flag}: {path} is not a regular file, name another")
     for source in inputs:
         if path.exists() and os.path.exists(source) and path.samefile(source):
             raise InputError(f"{flag}: {path} is also an input, name another file")
@@ -66,7 +65,7 @@ def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterab
 
 @contextlib.contextmanager
 def buffered_log() -> Iterator[list[logging.LogRecord]]:
-    """Collects what is logged inside, to be handed on later: so that a refusal stays one line on stderr."""
+    """Collects the log records of the context for later. So an error that follows is the only line on stderr."""
     held = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logging.getLogger().addHandler(held)
     try:
@@ -76,7 +75,7 @@ def buffered_log() -> Iterator[list[logging.LogRecord]]:
 
 
 def report(line: str, output: Path) -> None:
-    """Prints a line about an output and appends it, with the time (UTC), to `OUTPUT.log` beside it."""
+    """Prints a line about an output, and appends it with the time (UTC) to `OUTPUT.log`."""
     print(line, flush=True)
     append_line(
         output.with_name(f"{output.name}.log"), f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}"
@@ -84,19 +83,19 @@ def report(line: str, output: Path) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Adds a line to a file that others may follow while it grows."""
+    """Appends a line to a file. Others can read the file while it grows."""
     with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(f"{line}\n")
 
 
 @contextlib.contextmanager
 def lock_directory(path: Path, flag: str) -> Iterator[None]:
-    """Keeps a directory for one process, making it where it is missing and taking it away if it stays empty.
+    """Locks a directory for one process. A missing directory is made, and removed again if it stays empty.
 
-    The lock is on a file `.lock` in it, and ends with the process however that ends. Raises InputError, naming `flag`,
-    where another process holds it, or where the path is a file.
+    The lock is on the file `.lock` in it. It ends with the process, even if the process is killed. Raises InputError,
+    which names `flag`, if another process has the lock or if the path is a file.
     """
-    import fcntl  # late, since Windows has none
+    import fcntl  # here, because Windows has none
 
     made = not path.exists()
     try:
@@ -107,7 +106,7 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
     with open(lock, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = os.fstat(file.fileno()).st_nlink > 0  # else a run that ends just now has taken it away
+            is_free = os.fstat(file.fileno()).st_nlink > 0  # 0: a run that ends now removed it
         except BlockingIOError:
             is_free = False
         if not is_free:

@@ -1,4 +1,4 @@
-"""Pairs, scores, runs and judgements with lines that do not fit: refused by name, or left out and listed."""
+"""Pairs, scores, runs and qrels with malformed lines: refused with file and line, or skipped and listed."""
 
 import gzip
 import math
@@ -19,7 +19,7 @@ from formats.scores import PassageScore, read_numbered_scores, read_scores
 from formats.trec import read_qrels, read_run
 from runtime.errors import InputError
 
-# What fits, by kind of file.
+# Valid lines of each kind of file.
 GOOD = {
     "pairs": [b"7#D1_0\tthe\tcat", b"7#D2_0\tdog\tran", b"8#D1,x#y_0\tthe\tdog"],
     "labelled pairs": [b"a\tthe\tcat\t1", b"b c\tdog\tran\t0", b"a\tthe\tdog\t1"],
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 def run_kind(
     kind: str, directory: Path, model_dir: Path, content: bytes | Path, *flags: str, overwrite: bool = True
 ) -> Outcome:
-    """Runs the script that reads this kind of file: its output, and the rejected lines as `number TAB reason`."""
+    """Runs the script that reads this kind of file. The rejected lines are `number TAB reason`."""
     path, output = directory / "input", directory / "out"
     if overwrite and kind in WITH_OUTPUT:
         flags = ("--overwrite", *flags)
@@ -92,7 +92,7 @@ OF_KIND = {
         (b"7#D3_0\t\tcat", "the query is empty"),
         (b"7#D3_0\tthe\t\xc2\xa0", "the passage is empty"),
         (b"7#D3_0\tthe\tc\tat", "4 columns where 3"),
-        (b"7#D1_0\tthe\tcat", "example id 7#D1_0 stands in line 1 already"),
+        (b"7#D1_0\tthe\tcat", "example id 7#D1_0 is already in line 1"),
         (b"7D3_0\tthe\tcat", "has no '#'"),
         (b"#D3_0\tthe\tcat", "needs a query id"),
         (b"7#\tthe\tcat", "needs a passage id"),
@@ -122,7 +122,7 @@ OF_KIND = {
     "run": [
         (b"7 Q0 D 3 1 0.5 x", "7 columns where 6"),
         *((b"7 Q0 D3 3 " + score + b" x", f"score '{score.decode()}'") for score in (b"nan", b"-inf", b"1e999", b"1x")),
-        (b"7 Q0 D1 3 0.75 x", "document D1 of query 7 stands in line 1 already"),
+        (b"7 Q0 D1 3 0.75 x", "document D1 of query 7 is already in line 1"),
     ],
     "qrels": [
         (b"7 0 D 3 1", "5 columns where 4"),
@@ -140,7 +140,7 @@ FAULTS = [(kind, *fault) for kind in KINDS for fault in [*ANY_KIND, *OF_KIND[kin
 def test_a_fault_is_refused_or_left_out_and_listed(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: bytes, reason: str
 ) -> None:
-    """By default nothing is written. With --skip_malformed the output is that of the other lines."""
+    """By default nothing is written. With --skip_malformed, the output is that of the valid lines."""
     monkeypatch.setattr("formats.lines.MAX_LINE_BYTES", 256)
     content = lines([*GOOD[kind][:2], line, GOOD[kind][2]])
     refused = run_kind(kind, tmp_path, model_dir, content)
@@ -162,7 +162,7 @@ def test_a_fault_is_refused_or_left_out_and_listed(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_faults_at_once(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Input = output + rejected, the last line without its end, and nothing is written where none is left."""
+    """Input = output + rejected, also if the last line has no line end. Nothing is written if no line is valid."""
     monkeypatch.setattr("formats.lines.MAX_LINE_BYTES", 256)
     bad = [line for line, _ in [*ANY_KIND, *OF_KIND[kind]]]
     rows = [*GOOD[kind], *bad]
@@ -174,7 +174,7 @@ def test_all_faults_at_once(tmp_path: Path, model_dir: Path, monkeypatch: pytest
         assert f"{len(rows)} lines: 3 taken, {len(bad)} rejected" in mixed.done.stdout
     else:
         assert f"note: {len(bad)} lines of " in mixed.done.stderr
-    assert run_kind(kind, tmp_path, model_dir, lines(GOOD[kind]))[2:] == (mixed.output, [])  # nor the earlier list
+    assert run_kind(kind, tmp_path, model_dir, lines(GOOD[kind]))[2:] == (mixed.output, [])  # the earlier list is gone
     (tmp_path / "out").unlink(missing_ok=True)
     none_left = run_kind(kind, tmp_path, model_dir, lines(bad[:10]), "--skip_malformed")
     assert none_left.done.status == 2
@@ -185,7 +185,7 @@ def test_all_faults_at_once(tmp_path: Path, model_dir: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_taken(tmp_path: Path, model_dir: Path, kind: str) -> None:
-    """CRLF, a byte-order mark, no end of the last line, `.gz`."""
+    """CRLF, a byte-order mark, a last line without line end, `.gz`."""
     expected = run_kind(kind, tmp_path, model_dir, lines(GOOD[kind])).output
     assert expected
     for content in (
@@ -195,13 +195,13 @@ def test_what_is_taken(tmp_path: Path, model_dir: Path, kind: str) -> None:
         b"\r\n".join(GOOD[kind]),
     ):
         assert run_kind(kind, tmp_path, model_dir, content).output == expected
-    packed = tmp_path / "input.gz"
-    packed.write_bytes(gzip.compress(lines(GOOD[kind])))
-    assert run_kind(kind, tmp_path, model_dir, packed).output == expected
+    compressed = tmp_path / "input.gz"
+    compressed.write_bytes(gzip.compress(lines(GOOD[kind])))
+    assert run_kind(kind, tmp_path, model_dir, compressed).output == expected
 
 
 def test_separators_of_unicode_end_no_line(tmp_path: Path, model_dir: Path) -> None:
-    """In a text they are white space; in a run's id they are a part of it, as for trec_eval."""
+    """In a text they are white space. In an id of a run they are part of the id, as for trec_eval."""
     for separator in "\u2028\u2029\x85\x1c\x1d\x1e\v\f":
         text = lines(GOOD["pairs"])
         same = text.replace(b"cat", f"cat{separator}".encode())
@@ -229,9 +229,9 @@ def test_what_is_no_file_of_lines_stays_an_error(tmp_path: Path, model_dir: Path
 
     refused(b"", "is empty")
     refused(tmp_path, "is a directory")
-    packed = tmp_path / "cut.gz"
-    packed.write_bytes(gzip.compress(lines(GOOD[kind]))[:-9])
-    refused(packed, "damaged after line")
+    compressed = tmp_path / "cut.gz"
+    compressed.write_bytes(gzip.compress(lines(GOOD[kind]))[:-9])
+    refused(compressed, "damaged after line")
 
 
 @pytest.mark.parametrize("kind", WITH_OUTPUT)
@@ -265,8 +265,9 @@ def test_first_p_takes_the_first_passage_0(tmp_path: Path, model_dir: Path) -> N
     assert_refused(none.done, "document D1 of query 7 has no passage 0")
 
 
+@pytest.mark.slow
 def test_a_line_of_a_gigabyte(tmp_path: Path, model_dir: Path) -> None:
-    """With a hole in the file, which takes no room on a disk."""
+    """A sparse file, which needs no space on the disk."""
     path = tmp_path / "long"
     with open(path, "wb") as file:
         file.write(GOOD["pairs"][0] + b"\n")
@@ -294,7 +295,7 @@ def test_a_long_field_makes_a_short_message(tmp_path: Path, model_dir: Path) -> 
 
 
 def test_first_lines_of_keys_whose_hashes_agree(tmp_path: Path) -> None:
-    """-1 and -2 have the same hash in Python."""
+    """In Python -1 and -2 have the same hash."""
     path = tmp_path / "numbers"
     path.write_text("-1\n-2\n5\n-2\n5\n-1\n-2\n")
     first_lines = FirstLines(path, int, key=lambda value: value)
@@ -311,11 +312,11 @@ def test_a_repeated_id_of_a_pipe_is_an_error(tmp_path: Path) -> None:
     os.close(source)
 
 
-# Any lines at all, next to plain versions.
+# Random lines, compared with reference implementations of the readers.
 
 
-def plain_lines(content: bytes) -> list[str | None]:
-    """The lines, None for what is no text."""
+def reference_lines(content: bytes) -> list[str | None]:
+    """The lines, with None for a line that is not text."""
     ends = content.split(b"\n")
     if not ends[-1]:
         ends.pop()
@@ -336,7 +337,7 @@ def is_id(text: str) -> bool:
     return bool(text) and not any(char.isspace() for char in text)
 
 
-def plain_score(text: str) -> float | None:
+def reference_score(text: str) -> float | None:
     try:
         score = float(text)
     except ValueError:
@@ -344,11 +345,11 @@ def plain_score(text: str) -> float | None:
     return score if set(text) <= set("+-.0123456789eE") and math.isfinite(score) else None
 
 
-def plain_columns(line: str) -> list[str]:
+def reference_columns(line: str) -> list[str]:
     return [field for field in line.translate(str.maketrans("\t\v\f", "   ")).split(" ") if field]
 
 
-def plain_pair(line: str) -> Pair | None:
+def reference_pair(line: str) -> Pair | None:
     fields = line.split("\t")
     if len(fields) != 3 or not all(any(not char.isspace() for char in field) for field in fields):
         return None
@@ -356,29 +357,29 @@ def plain_pair(line: str) -> Pair | None:
     return Pair(*fields) if place > 0 and is_id(fields[0][:place]) and is_id(fields[0][place + 1 :]) else None
 
 
-def plain_labelled_pair(line: str) -> Pair | None:
+def reference_labelled_pair(line: str) -> Pair | None:
     fields = line.split("\t")
     if len(fields) != 4 or not all(any(not char.isspace() for char in field) for field in fields):
         return None
     return Pair(*fields[:3], int(fields[3])) if fields[3] in ["0", "1"] else None
 
 
-def plain_passage_score(line: str) -> PassageScore | None:
+def reference_passage_score(line: str) -> PassageScore | None:
     fields = line.split("\t")
-    if len(fields) != 3 or not is_id(fields[0]) or not is_id(fields[1]) or plain_score(fields[2]) is None:
+    if len(fields) != 3 or not is_id(fields[0]) or not is_id(fields[1]) or reference_score(fields[2]) is None:
         return None
     return PassageScore(fields[0], fields[1], float(fields[2]))
 
 
-def plain_scored_doc(line: str) -> tuple[str, str, float] | None:
-    fields = plain_columns(line)
-    if len(fields) != 6 or plain_score(fields[4]) is None:
+def reference_scored_doc(line: str) -> tuple[str, str, float] | None:
+    fields = reference_columns(line)
+    if len(fields) != 6 or reference_score(fields[4]) is None:
         return None
     return fields[0], fields[2], float(fields[4])
 
 
-def plain_qrel(line: str) -> tuple[str, str, int] | None:
-    fields = plain_columns(line)
+def reference_qrel(line: str) -> tuple[str, str, int] | None:
+    fields = reference_columns(line)
     digits = fields[3][fields[3][:1] in ("+", "-") :] if len(fields) == 4 else ""
     if not 1 <= len(digits) <= 9 or not set(digits) <= set("0123456789"):
         return None
@@ -389,17 +390,17 @@ def rows_of(nested: dict) -> list[tuple]:
     return sorted((query_id, doc_id, value) for query_id, of in nested.items() for doc_id, value in of.items())
 
 
-# A reader as a list of rows, the plain version of one line, and what no two rows may share.
+# A reader that returns a list of rows, the reference parser of one line, and the key that rows must not share.
 READERS: dict[str, tuple[Callable, Callable, Callable | None]] = {
-    "pairs": (lambda path, reject: list(read_pairs(path, False, reject)), plain_pair, lambda row: row[0]),
-    "labelled pairs": (lambda path, reject: list(read_pairs(path, True, reject)), plain_labelled_pair, None),
+    "pairs": (lambda path, reject: list(read_pairs(path, False, reject)), reference_pair, lambda row: row[0]),
+    "labelled pairs": (lambda path, reject: list(read_pairs(path, True, reject)), reference_labelled_pair, None),
     "scores": (
         lambda path, reject: [row for _, row in read_numbered_scores(path, reject)],
-        plain_passage_score,
+        reference_passage_score,
         lambda row: row[:2],
     ),
-    "run": (lambda path, reject: rows_of(read_run(path, reject)), plain_scored_doc, lambda row: row[:2]),
-    "qrels": (lambda path, reject: rows_of(read_qrels(path, lambda _: None, reject)), plain_qrel, None),
+    "run": (lambda path, reject: rows_of(read_run(path, reject)), reference_scored_doc, lambda row: row[:2]),
+    "qrels": (lambda path, reject: rows_of(read_qrels(path, lambda _: None, reject)), reference_qrel, None),
 }
 _FIELDS = "7 8 D1 D2_0 7#D1_0 #D1 7# a#b#c 0 1 01 -1 +2 1x Q0 0.5 -1e-3 .5 1. nan inf 1e999 1_0 [SEP]"
 some_field = st.one_of(
@@ -409,7 +410,7 @@ some_field = st.one_of(
     ),
     st.text(max_size=4),
 )
-# Mostly lines that nearly fit.
+# Mostly lines that are almost valid.
 some_line = st.one_of(
     *(st.sampled_from([row.decode() for row in rows]) for rows in GOOD.values()),
     st.lists(some_field, max_size=7).map("\t".join),
@@ -433,15 +434,17 @@ some_content = st.builds(
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=300)
 @given(content=some_content)
-def test_readers_agree_with_the_plain_version(tmp_path_factory, kind: str, content: bytes) -> None:
-    """Of every file the rows are those of the lines that fit, the rejected lines are the others, and by default the
-    first of these is the error, with the same reason."""
+def test_readers_agree_with_the_reference_implementation(tmp_path_factory, kind: str, content: bytes) -> None:
+    """The rows are those of the valid lines, and all other lines are rejected.
+
+    By default the first of these is an error with the same reason.
+    """
     path = tmp_path_factory.mktemp("lines") / "input"
     path.write_bytes(content)
-    read, plain, key = READERS[kind]
+    read, parse, key = READERS[kind]
     expected, at_fault, keys = [], [], set()
-    for number, line in enumerate(plain_lines(content), start=1):
-        row = None if line is None else plain(line)
+    for number, line in enumerate(reference_lines(content), start=1):
+        row = None if line is None else parse(line)
         if row is None or (key and key(row) in keys):
             at_fault.append(number)
         else:
@@ -450,7 +453,7 @@ def test_readers_agree_with_the_plain_version(tmp_path_factory, kind: str, conte
                 keys.add(key(row))
     if kind == "run":
         expected.sort()
-    if kind == "qrels":  # the higher of several holds
+    if kind == "qrels":  # the highest of several is used
         expected = sorted({row[:2]: row for row in sorted(expected)}.values())
 
     rejected: list[tuple[int, str]] = []

@@ -71,7 +71,7 @@ def test_published_figures(tmp_path, aggregation: str, mrr: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"query_num: 3\nMRR: {mrr}\nMRR@10: {mrr}\n"
     assert done.stderr == (
-        f"note: 1 contradictory judgements, of which the higher relevance holds: {qrels} line 10: "
+        f"note: 1 contradictory judgments, the higher relevance is used: {qrels} line 10: "
         "document D9 of query 103 has relevance 1, but 0 in line 7\n"
     )
 
@@ -172,7 +172,7 @@ GOOD_QRELS, GOOD_RUN = "7 0 D1 1\n", "7 Q0 D1 1 0.5 x\n"
         (GOOD_QRELS, "", "run.txt is empty"),
         (GOOD_QRELS + "7 0 D2 1.5\n", GOOD_RUN, "qrels.txt line 2: relevance '1.5'"),
         (GOOD_QRELS, GOOD_RUN + "7 Q0 D2 2 nan x\n", "run.txt line 2: score 'nan'"),
-        (GOOD_QRELS, GOOD_RUN + GOOD_RUN, "run.txt line 2: document D1 of query 7 stands in line 1 already"),
+        (GOOD_QRELS, GOOD_RUN + GOOD_RUN, "run.txt line 2: document D1 of query 7 is already in line 1"),
         (GOOD_RUN, GOOD_QRELS, "qrels.txt line 1: 6 columns where 4"),
         ("8 0 D1 1\n", GOOD_RUN, "share no query"),
     ],

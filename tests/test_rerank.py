@@ -277,7 +277,7 @@ def test_scores_go_through_a_link_and_into_no_pipe(inputs: Path, tmp_path: Path)
     rows = scored(inputs, tmp_path / "link", "--overwrite")
     assert (tmp_path / "link").is_symlink() and len(list(read_scores(tmp_path / "target"))) == len(rows) > 0
     os.mkfifo(tmp_path / "pipe")
-    assert_refused(run_main("rerank.py", *arguments(inputs, tmp_path / "pipe", "--overwrite")), "no ordinary file")
+    assert_refused(run_main("rerank.py", *arguments(inputs, tmp_path / "pipe", "--overwrite")), "is not a regular file")
 
 
 def test_existing_scores_are_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_contradictory_judgements_are_noted(tmp_path, capsys):
     qrels = write(tmp_path / "qrels", ["7 0 D1 0", "7 0 D1 2"])
     assert opened(*flags, "--qrels", qrels).qrels == {"7": {"D1": 2}}
     (note,) = capsys.readouterr().err.splitlines()
-    assert "1 contradictory judgements" in note and "line 2" in note
+    assert "1 contradictory judgments" in note and "line 2" in note
 
 
 def test_needed_documents(tmp_path):

@@ -1,8 +1,10 @@
-"""Runs, judgements and trec_eval's order."""
+"""Runs, qrels and the order of trec_eval."""
 
 import math
 import random
+from collections.abc import Callable
 from functools import cmp_to_key
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from runtime.errors import InputError
 JUST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2^-24
 IDS = ["D1", "D10", "D9", "d1", "é", "e\u0301", "z", "\uffff", "\U0001f600", "中", "~", "Dé1"]
 
-# Ties, collapses in 32 bits next to 1, ordinary scores, and the smallest and the negative.
+# Ties, scores near 1 that are equal in 32 bits, ordinary scores, very small and negative scores.
 some_score = st.one_of(
     st.sampled_from(
         [0.0, -0.0, 0.25, 1.0, 1.0 - 1e-12, 1.0 - 2e-12, JUST_BELOW_ONE, 1.0 - 2**-23, 5e-324, 1e-45, -1e-50]
@@ -32,14 +34,14 @@ def float32(score: float) -> float:
 
 
 def trec_eval_order(scores: dict[str, float]) -> list[str]:
-    """The order in which trec_eval's own code ranks: each document is in turn the only relevant one of a query."""
+    """The order of trec_eval, from its reciprocal ranks: in turn, each document is the only relevant one."""
     pytrec_eval = pytest.importorskip("pytrec_eval")
     evaluator = pytrec_eval.RelevanceEvaluator({doc_id: {doc_id: 1} for doc_id in scores}, {"recip_rank"})
     measured = evaluator.evaluate({doc_id: dict(scores) for doc_id in scores})
     return sorted(scores, key=lambda doc_id: -measured[doc_id]["recip_rank"])
 
 
-def plain_order(scores: dict[str, float]) -> list[str]:
+def reference_order(scores: dict[str, float]) -> list[str]:
     """trec_eval's comparison written out: the score in 32 bits, then the id's UTF-8 bytes, both descending."""
 
     def compare(a: str, b: str) -> int:
@@ -56,6 +58,13 @@ def written_scores(path) -> dict[str, float]:
     return {fields[2]: float(fields[4]) for fields in columns}
 
 
+def refusal_of_line_2(read: Callable[[Path], object], path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path} line 2: ")
+    return str(caught.value)
+
+
 def test_rank_documents_by_hand() -> None:
     scores = {"D1": 0.5, "D10": 0.5, "D9": 0.5, "D2": 0.75, "D3": -1.0}
     assert rank_documents(scores) == [("D2", 0.75), ("D9", 0.5), ("D10", 0.5), ("D1", 0.5), ("D3", -1.0)]
@@ -70,9 +79,9 @@ def test_rank_documents_ties_what_32_bits_cannot_tell_apart() -> None:
 @settings(deadline=None)
 @given(scores=some_scores)
 @example(scores=dict.fromkeys(IDS, 1.0))
-def test_rank_documents_agrees_with_the_plain_version_and_with_trec_eval(scores: dict[str, float]) -> None:
+def test_rank_documents_agrees_with_the_reference_implementation_and_with_trec_eval(scores: dict[str, float]) -> None:
     ranked = rank_documents(scores)
-    assert [doc_id for doc_id, _ in ranked] == plain_order(scores) == trec_eval_order(scores)
+    assert [doc_id for doc_id, _ in ranked] == reference_order(scores) == trec_eval_order(scores)
     assert dict(ranked) == scores
 
 
@@ -85,7 +94,7 @@ def test_keep_order_in_float32_by_hand() -> None:
         1 - step,
         1 - 2 * step,
     ]
-    # The third is told apart from the first by itself, but not from what the second was moved to.
+    # In 32 bits the third differs from the first, but not from the new value of the second.
     assert keep_order_in_float32([1.0, 1.0 - 1e-12, 1.0 - step]) == [1.0, 1 - step, 1 - 2 * step]
     assert keep_order_in_float32([1e-50, 0.0]) == [1e-50, -(2.0**-149)]
     assert keep_order_in_float32([]) == []
@@ -116,7 +125,7 @@ def test_trec_eval_sees_the_order_of_the_full_scores(tmp_path_factory, scores: d
 
 
 def test_saturated_ranker_keeps_its_order(tmp_path) -> None:
-    """200 probabilities between 1 - 1e-7 and 1, which have two values in 32 bits, and some exact ties."""
+    """200 probabilities between 1 - 1e-7 and 1. In 32 bits they have two values. Some are exact ties."""
     stream = random.Random(5)
     pool = [1.0 - 1e-7 * stream.random() for _ in range(150)]
     scores = {f"D{i}": stream.choice(pool) for i in range(200)}
@@ -164,17 +173,14 @@ def test_read_run_takes_tabs_blanks_and_crlf(tmp_path) -> None:
         ("7 Q0 D2 1 -inf x", "score '-inf' is not a finite number"),
         ("7 Q0 D2 1 1e999 x", "score '1e999' is not a finite number"),
         ("7 Q0 D2 1 1_0 x", "score '1_0' is not a finite number"),
-        ("7 Q0 D1 2 0.25 x", "document D1 of query 7 stands in line 1 already"),
-        ("7 Q0 D1 1 0.5 x", "document D1 of query 7 stands in line 1 already"),
+        ("7 Q0 D1 2 0.25 x", "document D1 of query 7 is already in line 1"),
+        ("7 Q0 D1 1 0.5 x", "document D1 of query 7 is already in line 1"),
     ],
 )
 def test_read_run_names_file_and_line(tmp_path, line: str, message: str) -> None:
     path = tmp_path / "run.txt"
     path.write_text(f"7 Q0 D1 1 0.5 x\n{line}\n8 Q0 D1 1 0.5 x\n")
-    with pytest.raises(InputError) as caught:
-        read_run(path)
-    assert str(caught.value).startswith(f"{path} line 2: ")
-    assert message in str(caught.value)
+    assert message in refusal_of_line_2(read_run, path)
 
 
 def test_read_qrels_takes_tabs_blanks_crlf_and_repetition(tmp_path) -> None:
@@ -224,10 +230,7 @@ def test_write_qrels(tmp_path) -> None:
 def test_read_qrels_names_file_and_line(tmp_path, line: str, message: str) -> None:
     path = tmp_path / "qrels.txt"
     path.write_text(f"7 0 D1 1\n{line}\n8 0 D1 1\n", encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        read_qrels(path)
-    assert str(caught.value).startswith(f"{path} line 2: ")
-    assert message in str(caught.value)
+    assert message in refusal_of_line_2(read_qrels, path)
 
 
 def test_read_qrels_reports_conflicts_and_keeps_the_higher_relevance(tmp_path) -> None:
