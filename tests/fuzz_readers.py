@@ -1,11 +1,11 @@
-"""Fuzzes the two readers that face strangers' files. Needs atheris, which the project does not:
+"""Fuzzes the readers of features and pairs, which read files from others. Needs atheris:
 
   pip install atheris
   python tests/fuzz_readers.py -max_total_time=600 [CORPUS_DIRECTORY]
 
-Flags are libFuzzer's (`-help=1` lists them). It stops at the first input that makes a reader raise anything but
-InputError, or that is accepted and not the same when it is written and read again, and keeps it in `crash-...`.
-`test_fuzz_readers.py` runs the same functions, without atheris.
+The flags are those of libFuzzer (`-help=1` lists them). It stops at the first input that makes a reader raise an error
+other than InputError, or that changes when it is written and read again, and saves the input as `crash-...`.
+`test_fuzz_readers.py` runs the same functions without atheris.
 """
 
 import os
@@ -18,7 +18,7 @@ DIRECTORY = Path(tempfile.gettempdir()) / f"fuzz_readers.{os.getpid()}"
 
 
 def check_features(content: bytes, directory: Path) -> bool:
-    """Whether `content` is read as features. Raises AssertionError where it does not stay the same."""
+    """Whether `content` is accepted as features. Raises AssertionError if it changes when written and read again."""
     from formats.features import Example, Features, read_blocks, read_header, write_features
     from runtime.errors import InputError
 
@@ -51,7 +51,7 @@ def check_features(content: bytes, directory: Path) -> bool:
 
 
 def check_pairs(content: bytes, directory: Path) -> bool:
-    """Whether `content` is read as pairs, with labels or without. Raises AssertionError as `check_features`."""
+    """Whether `content` is accepted as pairs, with or without labels. Raises AssertionError like `check_features`."""
     from formats.pairs import read_pairs, write_pairs
     from runtime.errors import InputError
 
@@ -66,19 +66,19 @@ def check_pairs(content: bytes, directory: Path) -> bool:
             continue
         accepted = True
         assert len(pairs) == content.count(b"\n") + (not content.endswith(b"\n"))
-        # a byte-order mark that came after another begins the file again
+        # after the first byte-order mark, a second one is part of the first id; written again, it would be the first
         pairs[0] = pairs[0]._replace(example_id=pairs[0].example_id.lstrip("\ufeff") or "e")
         write_pairs(again, pairs)
-        plain = [
+        expected = [
             pair._replace(query=" ".join(pair.query.split()), passage=" ".join(pair.passage.split())) for pair in pairs
         ]
         if labelled or "#" in pairs[0].example_id[1:]:
-            assert list(read_pairs(again, labelled)) == plain
+            assert list(read_pairs(again, labelled)) == expected
     return accepted
 
 
 def seeds() -> dict[str, bytes]:
-    """A valid file of each kind, to start from."""
+    """A valid file of each kind, from which fuzzing starts."""
     from formats.features import Example, FeaturesHeader, write_features
 
     header = FeaturesHeader(9, 300, True, "train", "")

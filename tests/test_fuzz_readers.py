@@ -1,4 +1,4 @@
-"""What the fuzz target checks, over seeded inputs and hypothesis's, without atheris."""
+"""The checks of the fuzz target, with seeded inputs and with inputs of hypothesis, without atheris."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lines of text and of JSON, and where in a file they stand."""
+"""Lines of text and of JSON, and their positions in a file."""
 
 import gzip
 import random
@@ -9,20 +9,20 @@ from formats.lines import read_json_lines, read_lines
 from runtime.errors import InputError
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_position_is_that_in_the_file_on_disk(tmp_path, packed):
-    """Of 5,000 lines that do not pack well every 1,024th is reported, and the end."""
+@pytest.mark.parametrize("compressed", [False, True])
+def test_position_is_that_in_the_file_on_disk(tmp_path, compressed):
+    """For 5,000 lines of random text, the position of every 1,024th line and of the end is reported."""
     stream = random.Random(1)
     lines = [stream.randbytes(100).hex() for _ in range(5000)]
     content = "".join(f"{line}\n" for line in lines).encode()
-    path = tmp_path / ("lines.gz" if packed else "lines")
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path = tmp_path / ("lines.gz" if compressed else "lines")
+    path.write_bytes(gzip.compress(content) if compressed else content)
     positions: list[int] = []
     assert list(read_lines(path, positions.append)) == list(enumerate(lines, start=1))
     size = path.stat().st_size
-    assert size < 0.6 * len(content) if packed else size == len(content)
+    assert size < 0.6 * len(content) if compressed else size == len(content)
     assert len(positions) == 5 and positions == sorted(positions) and positions[-1] == size
-    # The file is read ahead in blocks, 256 KiB of unpacked text at most.
+    # The reader reads ahead, at most 256 KiB of decompressed text.
     for i, position in enumerate(positions[:-1], start=1):
         assert 0 <= position - size * 1024 * i / 5000 <= 1.1 * (1 << 18)
 

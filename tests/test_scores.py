@@ -67,11 +67,11 @@ def test_parse_score_refuses(text: str) -> None:
 
 def test_read_scores_takes_crlf_and_gzip(tmp_path) -> None:
     expected = [PassageScore("7", "D1_0", 0.5), PassageScore("8", "D1_0", -1e-3)]
-    plain, packed = tmp_path / "scores.tsv", tmp_path / "scores.tsv.gz"
-    plain.write_bytes(b"7\tD1_0\t0.5\r\n8\tD1_0\t-1e-3")
-    packed.write_bytes(gzip.compress(b"7\tD1_0\t0.5\n8\tD1_0\t-1e-3\n"))
-    assert list(read_scores(plain)) == expected
-    assert list(read_scores(packed)) == expected
+    text, compressed = tmp_path / "scores.tsv", tmp_path / "scores.tsv.gz"
+    text.write_bytes(b"7\tD1_0\t0.5\r\n8\tD1_0\t-1e-3")
+    compressed.write_bytes(gzip.compress(b"7\tD1_0\t0.5\n8\tD1_0\t-1e-3\n"))
+    assert list(read_scores(text)) == expected
+    assert list(read_scores(compressed)) == expected
 
 
 @pytest.mark.parametrize(

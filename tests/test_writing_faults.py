@@ -1,4 +1,4 @@
-"""A full disk, a broken one, a read-only directory, a signal: no output half written, and one line that names it."""
+"""A full or broken disk, a read-only directory, a signal: no partial output, and one line that names the output."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ from formats.trec import write_run
 from runtime.errors import InputError
 from runtime.script import report, run_script
 
-# Enough to fill a buffer several times.
+# Enough rows to fill a buffer several times.
 COUNT = 8_000
 WRITERS: dict[str, Callable[[Path], object]] = {
     "features": lambda path: write_features(path, HEADER, (EXAMPLES[i % 3] for i in range(COUNT))),
@@ -39,7 +39,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 class FullFile(io.FileIO):
-    """A file on a disk that has room for `room` bytes; then `error`."""
+    """A file on a disk with space for `room` bytes. Writing more raises `error`."""
 
     def __init__(self, path: str, room: int, error: int):
         super().__init__(path, "wb")
@@ -53,7 +53,7 @@ class FullFile(io.FileIO):
 
 @contextlib.contextmanager
 def fault(place: str, error: int) -> Iterator[None]:
-    """Fails where a file is opened, at its first byte, later, when it is synced, and when it gets its name."""
+    """Makes writing fail at `place`: open, first byte, later, sync, rename."""
 
     def fails(*paths: object) -> None:
         raise OSError(error, os.strerror(error), *paths[:1], *([None, paths[1]] if len(paths) > 1 else []))
@@ -97,7 +97,7 @@ def test_a_disk_that_fails_leaves_what_was_there_and_is_one_line(
 
 
 def in_a_process(tmp_path: Path, code: str, *arguments: object) -> subprocess.Popen:
-    """Starts a process that runs `code` as a script's `main`; it loads no torch."""
+    """Starts a process that runs `code` and then writes `path` as a script does. It loads no torch."""
     script = f"""
 import ctypes, os, resource, shutil, struct, sys, time
 from formats.features import Example, FeaturesHeader, write_features
@@ -147,7 +147,7 @@ def refused_line(process: subprocess.Popen) -> str:
 
 
 LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
-NO_PRIVILEGE = "ctypes.CDLL(None).capset(struct.pack('II', 0x20080522, 0), bytes(24))  # root obeys permissions too"
+NO_PRIVILEGE = "ctypes.CDLL(None).capset(struct.pack('II', 0x20080522, 0), bytes(24))  # root ignores permissions"
 REMOVE = "halfway = lambda: shutil.rmtree(path.parent)"
 
 
