@@ -62,7 +62,10 @@ def teacher_model(recipe: Recipe) -> Path:
 
 
 def variables_of(recipe: Recipe, job: Job) -> dict[str, Variable]:
-    """Returns the variables that a job's data depend on: all for a student, those of re-ranking for the teacher."""
+    """Returns the variables that a job's data depend on.
+
+    These are all variables for a student, those of reranker.sh for the teacher, and none for the candidates.
+    """
     if job.row.kind == "candidates":
         return {}
     shared = shared_variables(recipe)
@@ -93,7 +96,7 @@ def is_done(recipe: Recipe, paths: Paths, job: Job) -> bool:
 
 
 def check_test_sets(recipe: Recipe, paths: Paths, redo: list[str]) -> None:
-    """Raises InputError if a test set has other files than those that rows, without `redo`, were measured on."""
+    """Raises InputError if the files of a test set changed after rows, except those in `redo`, were measured on it."""
     kept = [paths.data(job) for job in recipe.jobs() if job.row.name not in redo]
     measured = {name for path in kept if path.exists() for name in read_json(path)["test_sets"]}
     settings_file = paths.results / SETTINGS_FILE

@@ -15,7 +15,7 @@ from runtime.errors import InputError
 _ROOT = Path(__file__).resolve().parents[1]
 # Exit status of distill.py when a signal stopped it: it saved a checkpoint and can resume.
 STOPPED = 75
-# Variables of the machine, not of the experiment. They come from the environment and may differ between rows.
+# Variables of the machine, not of the experiment. They come from the environment and can differ between rows.
 MACHINE_VARIABLES = {"device", "num_processes", "python"}
 # Variables that make_table.py sets for each row.
 ROW_VARIABLES = {

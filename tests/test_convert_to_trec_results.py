@@ -118,7 +118,7 @@ def test_both_forms_of_passage_id_and_the_default_aggregation(tmp_path) -> None:
     assert done.stderr == ""
 
 
-def test_first_p_takes_number_0_wherever_it_stands(tmp_path) -> None:
+def test_first_p_uses_passage_0_at_any_place(tmp_path) -> None:
     done = convert_text(
         tmp_path, "9\tD1_10\t0.9\n9\tD1_0\t0.5\n9\tD2_0\t0.75\n", "--aggregation", "FirstP", "--run_name", "é"
     )

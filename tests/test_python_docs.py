@@ -203,7 +203,7 @@ def test_place_in_passages():
     assert passage_at(range(5, 12), spans) == 1
 
 
-def test_same_bytes_whatever_the_hash_seed(tmp_path):
+def test_same_bytes_with_any_hash_seed(tmp_path):
     arguments = ["--source_dir", STANDARD_LIBRARY / "asyncio", "--num_train_queries=20", "--num_test_queries=10"]
     for seed in ("1", "2"):
         subprocess.run(
