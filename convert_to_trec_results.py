@@ -1,4 +1,4 @@
-"""Passage scores to a TREC run of documents."""
+"""Turns passage scores into a TREC run of documents."""
 
 import argparse
 import time
@@ -13,21 +13,28 @@ from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import refuse_existing, run_script
 
-DESCRIPTION = """Makes one score per document out of its passages' scores and ranks the documents of each query.
-Reads lines `query_id, passage_id, score` (tab-separated; passage_id is doc_id, "_" and the passage's number, such as
-D12_3 or D12_passage-3) and writes a TREC run, `query_id Q0 doc_id rank score run_name`, in trec_eval's order: score,
-then document id, both descending. A line that does not fit is an error that names it; with --skip_malformed it is left
-out, and listed with the reason in OUTPUT_RESULTS_FILE.rejected.tsv. Call:
-python convert_to_trec_results.py --scores_file scores.tsv --output_results_file run.txt --aggregation MaxP"""
+DESCRIPTION = """Aggregates the scores of a document's passages into one score and ranks the documents of each query.
+
+  python convert_to_trec_results.py --scores_file scores.tsv --output_results_file run.txt --aggregation MaxP
+
+In:  lines `query_id, passage_id, score` (tab-separated). passage_id is doc_id, "_" and the passage number, such as
+     D12_3 or D12_passage-3.
+Out: a TREC run, `query_id Q0 doc_id rank score run_name`, in trec_eval's order: score, then document id, both
+     descending.
+
+A malformed line is an error that names it. With --skip_malformed it is skipped, and OUTPUT_RESULTS_FILE.rejected.tsv
+lists it with the reason."""
 
 
 def read_documents(
     scores_file: str, first_only: bool, on_malformed: OnMalformed | None = None
 ) -> tuple[dict[str, dict[str, list[float]]], int]:
-    """Reads `{query_id: {doc_id: passage scores}}`, all in order of appearance, and the number of passages.
+    """Returns `{query_id: {doc_id: passage scores}}`, all in order of appearance, and the number of passages.
 
-    Where `first_only`, each list holds passage number 0 alone. Raises InputError for a passage id without document or
-    number and for a second passage 0, or hands such lines to `on_malformed`; and for a document that has no passage 0.
+    With `first_only`, each list holds only the score of passage 0.
+
+    Raises InputError, or calls `on_malformed`, for a passage id without document id or number, and for a second passage
+    0. Raises InputError for a document without passage 0.
     """
     documents: dict[str, dict[str, list[float]]] = {}
     count = 0
@@ -51,7 +58,7 @@ def read_documents(
             if not scores:
                 raise InputError(
                     f"{scores_file}: document {doc_id} of query {query_id} has no passage 0, which FirstP needs; "
-                    "score it, or choose another --aggregation"
+                    "score it, or use another --aggregation"
                 )
     return documents, count
 
@@ -64,13 +71,17 @@ def parse_args() -> argparse.Namespace:
         "--aggregation",
         default="MaxP",
         metavar="{MaxP,FirstP,SumP,AvgP,k-Max&AvgP}",
-        help="a document's score: its best passage, passage 0, the sum, the mean, or the mean of the k best, with a "
-        "number for k and quoted for the shell: '3-Max&AvgP' (default: MaxP)",
+        help="the score of a document: its best passage, passage 0, the sum, the mean, or the mean of the k best "
+        "passages (in quotes for the shell: '3-Max&AvgP') (default: MaxP)",
     )
     parser.add_argument("--run_name", help="the last column of the run (default: bert_ and the aggregation)")
-    parser.add_argument("--skip_malformed", action="store_true", help="leave out lines that do not fit, and list them")
+    parser.add_argument("--skip_malformed", action="store_true", help="skip malformed lines and list them")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
-    args = parser.parse_args()
+    return parser.parse(check_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Sets `aggregate`, the aggregation function, and the default run name. Raises InputError for a wrong flag."""
     try:
         args.aggregate = aggregation_function(args.aggregation)
     except ValueError as error:
@@ -78,10 +89,9 @@ def parse_args() -> argparse.Namespace:
     if args.run_name is None:
         args.run_name = f"bert_{args.aggregation}"
     if not args.run_name or not args.run_name.isprintable() or " " in args.run_name:
-        parser.error(f"--run_name: {args.run_name!r} is empty or holds white space, so it cannot be a column")
+        raise InputError(f"--run_name: {args.run_name!r} is empty or has white space, so it cannot be a column")
     for output in (args.output_results_file, RejectedLines(args.output_results_file).path):
         refuse_existing(output, "--output_results_file", args.overwrite, [args.scores_file])
-    return args
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from formats.atomic import atomic_write
 from formats.features import check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
@@ -48,7 +50,8 @@ def parse_args() -> argparse.Namespace:
 In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.py --set_name test), and a model
      directory.
 Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
-     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed.
+     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed, and
+     OUTPUT_SCORES_FILE.speed.json holds the same as JSON.
 
 torchrun --nproc_per_node N rerank.py ... shares the batches among N processes, on GPUs one each. The scores are the
 same.""",
@@ -137,6 +140,10 @@ def main() -> None:
         return
     for line in lines:
         report(line, args.output_scores_file)
+    speed = {"passages": count, "seconds": round(seconds, 3), "passages_per_second": round(count / seconds, 1)}
+    speed |= {"model_dir": str(args.model_dir), "precision": precision, "device": devices_name(device)}
+    with atomic_write(f"{args.output_scores_file}.speed.json") as file:
+        file.write(json.dumps(speed) + "\n")
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
         f"{args.model_dir} in {precision} on {devices_name(device)}",

@@ -1,1 +1,1 @@
-"""What a run is worth: aggregation of passages, measures, significance. Loads no torch."""
+"""Aggregation of passage scores, measures, significance tests, tables of text. Loads no torch."""

@@ -1,4 +1,4 @@
-"""One score per document out of its passages' scores."""
+"""One score for a document, from the scores of its passages."""
 
 import re
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from functools import partial
 
 
 def max_p(scores: list[float]) -> float:
-    """The best passage (MaxP of Dai and Callan, SIGIR 2019)."""
+    """Returns the score of the best passage (MaxP of Dai and Callan, SIGIR 2019)."""
     return max(scores)
 
 
 def sum_p(scores: list[float]) -> float:
-    """All passages added up, first to last (SumP of Dai and Callan).
+    """Returns the sum of all scores, added from first to last (SumP of Dai and Callan).
 
-    Not by `sum`, which from Python 3.12 on compensates its rounding: the last digit would depend on the version.
+    The built-in `sum` compensates rounding since Python 3.12, so its last digit depends on the version.
     """
     total = 0.0
     for score in scores:
@@ -22,23 +22,23 @@ def sum_p(scores: list[float]) -> float:
 
 
 def avg_p(scores: list[float]) -> float:
-    """The mean passage."""
+    """Returns the mean score."""
     return sum_p(scores) / len(scores)
 
 
 def k_max_avg_p(k: int, scores: list[float]) -> float:
-    """The mean of the k best passages, or of all where there are fewer."""
+    """Returns the mean of the k best scores, or of all scores if there are fewer than k."""
     return avg_p(sorted(scores, reverse=True)[:k])
 
 
 def first_p(scores: list[float]) -> float:
-    """Passage number 0 (FirstP of Dai and Callan), the only one that it is given."""
+    """Returns the score of passage 0, the only one in `scores` (FirstP of Dai and Callan)."""
     (score,) = scores
     return score
 
 
 def aggregation_function(name: str) -> Callable[[list[float]], float]:
-    """The function that makes one document score of its passage scores.
+    """Returns the function of an aggregation, such as MaxP or 3-Max&AvgP.
 
     Raises ValueError for an unknown name.
     """
@@ -47,4 +47,6 @@ def aggregation_function(name: str) -> Callable[[list[float]], float]:
         return plain[name]
     if match := re.fullmatch(r"([1-9][0-9]{0,8})-Max&AvgP", name):
         return partial(k_max_avg_p, int(match[1]))
-    raise ValueError(f"'{name}' is none of {', '.join(plain)} and k-Max&AvgP with a number for k, such as 3-Max&AvgP")
+    raise ValueError(
+        f"'{name}' is not one of {', '.join(plain)} and k-Max&AvgP with a number for k, such as 3-Max&AvgP"
+    )

@@ -1,4 +1,4 @@
-"""Measures of a run, by trec_eval's names and the field's: `NDCG@10` is `ndcg_cut.10`."""
+"""Measures of a run. Each has the usual name and trec_eval's: `NDCG@10` is `ndcg_cut.10`."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from formats.trec import rank_documents
 Qrels = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]
 
-# The field's names and trec_eval's, without and with a cut-off.
+# Usual names and trec_eval's names, without and with a cut-off.
 _NAMES = {"MAP": "map", "NDCG": "ndcg", "BPREF": "bpref", "RPREC": "Rprec"}
 _NAMES_WITH_CUTOFF = {
     "NDCG": "ndcg_cut",
@@ -22,18 +22,18 @@ _NAMES_WITH_CUTOFF = {
     "SUCCESS": "success",
 }
 _CUTOFF = r"[1-9][0-9]{0,8}"
-# What trec_eval's measures take after a dot, or after "_" as trec_eval prints it; all others take nothing.
+# The parameter that some of trec_eval's measures take after "." or "_". All others take none.
 _PARAMETER = dict.fromkeys(("P", "recall", "ndcg_cut", "map_cut", "relative_P", "success"), _CUTOFF) | {
     "iprec_at_recall": r"0\.[0-9]{1,2}|1\.0{1,2}",
     "Rprec_mult": r"[0-9]\.[0-9]{1,2}",
 }
 _NOT_NUMBERS = {"runid", "relstring"}
-# trec_eval allots memory, and for ndcg time, by the highest relevance; beyond what there is its measures become 0.
+# trec_eval needs memory (and time for ndcg) in proportion to the highest relevance. Without it, the measures become 0.
 _MAX_RELEVANCE = 10_000
 
 
 def first_relevant_rank(scores: Mapping[str, float], grades: Mapping[str, int]) -> int | None:
-    """The rank, from 1, of the first document with a relevance above 0; None where the run has none."""
+    """Returns the rank, from 1, of the first document with a relevance above 0; None without such a document."""
     for rank, (doc_id, _) in enumerate(rank_documents(scores), start=1):
         if grades.get(doc_id, 0) > 0:
             return rank
@@ -41,24 +41,24 @@ def first_relevant_rank(scores: Mapping[str, float], grades: Mapping[str, int]) 
 
 
 def reciprocal_rank(rank: int | None, cutoff: int | None = None) -> float:
-    """1 / rank; 0 for None, and for a rank beyond the cut-off."""
+    """Returns 1 / rank; 0 for None, and for a rank beyond the cut-off."""
     return 0.0 if rank is None or (cutoff is not None and rank > cutoff) else 1 / rank
 
 
 def judged_share(scores: Mapping[str, float], grades: Mapping[str, int], cutoff: int) -> float:
-    """The share of the first `cutoff` documents, or of all where there are fewer, that have a judgement, of any grade.
+    """Returns the share of the first `cutoff` documents that have a relevance judgment, of any grade.
 
-    Judged@k of ir_measures, but for ties, which are in trec_eval's order.
+    A shorter ranking is used as it is. This is Judged@k of ir_measures, with ties in trec_eval's order.
     """
     first = rank_documents(scores)[:cutoff]
     return sum(doc_id in grades for doc_id, _ in first) / len(first)
 
 
 def official_msmarco(qrels: Qrels, ranks: Mapping[str, Mapping[str, int]], cutoff: int = 100) -> dict[str, float]:
-    """The reciprocal rank of every judged query as the MS MARCO document ranking task has it: 0 for a missing query.
+    """Returns each judged query's reciprocal rank in the MS MARCO document ranking task; 0 for a missing query.
 
-    `ranks` is `{query_id: {doc_id: rank column}}`. Scores play no part: documents stand in the order of rank, then of
-    document id, both ascending, and are counted from 1 in that order.
+    `ranks` is `{query_id: {doc_id: rank column}}`. The order is by rank column, then by document id, both ascending.
+    Scores have no effect. The rank of a document is its place in this order, from 1.
     """
     values = {}
     for query_id, grades in qrels.items():
@@ -69,13 +69,25 @@ def official_msmarco(qrels: Qrels, ranks: Mapping[str, Mapping[str, int]], cutof
     return values
 
 
+def published_mrr(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
+    """Returns `{"MRR": {query_id: value}, "MRR@10": ...}` as the published script counts.
+
+    It counts every query of the run, with 0 for a query without relevance judgments.
+    """
+    ranks = {query_id: first_relevant_rank(scores, qrels.get(query_id, {})) for query_id, scores in run.items()}
+    return {
+        "MRR": {query_id: reciprocal_rank(rank) for query_id, rank in ranks.items()},
+        "MRR@10": {query_id: reciprocal_rank(rank, cutoff=10) for query_id, rank in ranks.items()},
+    }
+
+
 def measure_per_query(name: str, qrels: Qrels, run: Run) -> dict[str, float]:
-    """The measure of each query that is in both, as trec_eval 9.0.8 has it, in the run's order.
+    """Returns a measure of each query in both `qrels` and `run`, in the run's order, as trec_eval 9.0.8 computes it.
 
-    `MRR` and `MRR@k` are the reciprocal rank of the first relevant document, 0 beyond the cut-off; `Judged@k` is
-    `judged_share`. Of `gm_map` and `gm_bpref` a query has the logarithm, as in trec_eval.
+    `MRR` and `MRR@k` are the reciprocal rank of the first relevant document, 0 beyond the cut-off. `Judged@k` is
+    `judged_share`. For `gm_map` and `gm_bpref` the value is a logarithm, as in trec_eval.
 
-    Raises ValueError for a name that is neither such nor one of trec_eval's, and for a relevance above 10,000.
+    Raises ValueError for an unknown name, and for a relevance above 10,000.
     """
     base, _, cutoff = canonical_name(name).partition("@")
     judged = [query_id for query_id in run if run[query_id] and qrels.get(query_id)]
@@ -86,22 +98,22 @@ def measure_per_query(name: str, qrels: Qrels, run: Run) -> dict[str, float]:
         return {query_id: judged_share(run[query_id], qrels[query_id], int(cutoff)) for query_id in judged}
     highest = max((max(qrels[query_id].values(), default=0) for query_id in judged), default=0)
     if highest > _MAX_RELEVANCE:
-        raise ValueError(f"a relevance of {highest} is more than trec_eval's measures can take, {_MAX_RELEVANCE}")
+        raise ValueError(f"a relevance of {highest} is above {_MAX_RELEVANCE}, the highest for trec_eval's measures")
     found = pytrec_eval.RelevanceEvaluator(qrels, {base}).evaluate({query_id: run[query_id] for query_id in judged})
     return {query_id: next(iter(found[query_id].values())) for query_id in judged}
 
 
 def mean_measure(name: str, qrels: Qrels, run: Run) -> float:
-    """`summarize` of `measure_per_query`, 0 where no query is in both."""
+    """Returns `summarize` of `measure_per_query`; 0 if no query is in both."""
     return summarize(name, measure_per_query(name, qrels, run))
 
 
 def summarize(name: str, values: Mapping[str, float]) -> float:
-    """One figure of a measure's values per query, as trec_eval has it; 0 where there are none.
+    """Returns one figure for the values of all queries, as trec_eval computes it; 0 without queries.
 
-    Of `num_ret` and the like it is the sum, of `gm_map` and `gm_bpref` the geometric mean, of all others the mean.
+    It is the sum for `num_ret` and other counts, the geometric mean for `gm_map` and `gm_bpref`, else the mean.
     """
-    total = 0.0  # Added one by one: `sum` rounds otherwise from Python 3.12 on.
+    total = 0.0  # a loop, because `sum` rounds differently since Python 3.12
     for value in values.values():
         total += value
     if not values or name.startswith("num_"):
@@ -110,12 +122,12 @@ def summarize(name: str, values: Mapping[str, float]) -> float:
 
 
 def is_mean(name: str) -> bool:
-    """Whether a measure of a run is the mean of its queries'."""
+    """Returns whether the measure of a run is the mean over its queries."""
     return not name.startswith(("num_", "gm_"))
 
 
 def canonical_name(name: str) -> str:
-    """`MRR`, `MRR@k`, `Judged@k`, or trec_eval's name; one for all ways to write a measure.
+    """Returns `MRR`, `MRR@k`, `Judged@k`, or trec_eval's name: the same for all spellings of a measure.
 
     Raises ValueError for an unknown name.
     """
@@ -127,7 +139,7 @@ def canonical_name(name: str) -> str:
 
 
 def trec_eval_name(name: str) -> str:
-    """trec_eval's name of a measure, with the cut-off after a dot. Raises ValueError for an unknown one."""
+    """Returns trec_eval's name of a measure, with the cut-off after a dot. Raises ValueError for an unknown name."""
     base, at, parameter = name.partition("@")
     if at:
         base = _NAMES_WITH_CUTOFF.get(base.upper(), "")
@@ -143,7 +155,7 @@ def trec_eval_name(name: str) -> str:
             raise ValueError(f"'{name}' needs a number, as in {base}.{example}")
     others = sorted(pytrec_eval.supported_measures - _PARAMETER.keys() - _NOT_NUMBERS)
     raise ValueError(
-        f"'{name}' is no measure that is known. Known are MRR, MAP, NDCG; MRR@k, Judged@k, NDCG@k, MAP@k, P@k, "
-        f"Recall@k, R@k, Success@k, relative_P.k with a number for k; iprec_at_recall.0.1, Rprec_mult.0.2 and "
-        f"others of them; {', '.join(others)}"
+        f"'{name}' is not a known measure. Known are MRR, MAP, NDCG; with a number for k, MRR@k, Judged@k, NDCG@k, "
+        f"MAP@k, P@k, Recall@k, R@k, Success@k, relative_P.k; iprec_at_recall.0.1, Rprec_mult.0.2 and the like; "
+        f"{', '.join(others)}"
     )

@@ -1,4 +1,4 @@
-"""Is a run better than a baseline by more than chance? Paired tests over the queries, and Holm's correction."""
+"""Paired significance tests of a run against a baseline, over the queries, with Holm's correction."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Differences closer than this, relative to the largest value, are rounding: 0.3 - 0.2 and 0.2 - 0.1 are one difference.
+# Rounding error, relative to the largest value: the differences 0.3 - 0.2 and 0.2 - 0.1 count as equal.
 _ROUNDING = 1e-12
-# Signs that are held at once, which bounds memory: 8 MiB as float64.
+# Number of signs in memory at once: 8 MiB as float64.
 _BLOCK = 1 << 20
 
 
 class Comparison(NamedTuple):
-    """A run against a baseline on the same queries; a positive difference is in favour of the run.
+    """A run against a baseline on the same queries. A positive difference means that the run is better.
 
-    `t_test_p` and `randomization_p` are two-sided; `effect_size` is Cohen's d of the paired differences, their mean
-    over their standard deviation (n - 1), infinite where all queries differ by the same. A query of equal values ties.
+    `t_test_p` and `randomization_p` are two-sided. `effect_size` is Cohen's d of the paired differences: their mean
+    divided by their standard deviation (n - 1), infinite if all differences are equal and not 0.
     """
 
     difference: float
@@ -29,21 +29,21 @@ class Comparison(NamedTuple):
 
 
 def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, draws: int = 100_000) -> Comparison:
-    """Compares a run's values with a baseline's, both in the same order of queries.
+    """Compares the values of a run with those of a baseline, both in the same order of queries.
 
-    The randomization test flips the signs of the differences (Fisher's; Smucker, Allan and Carterette, CIKM 2007): all
-    ways to do so where these are no more than `draws`, else `draws` random ones, of which p counts the observed one too
-    (Davison and Hinkley 1997, (b + 1) / (draws + 1)). The t-test is Student's paired one.
+    The randomization test flips the signs of the differences (Fisher; Smucker, Allan and Carterette, CIKM 2007). It is
+    exact if there are at most `draws` sign vectors. Else it samples `draws` of them and returns (b + 1) / (draws + 1),
+    where b of them are as extreme as the observed one (Davison and Hinkley 1997). The t-test is Student's paired test.
 
-    Raises ValueError where the lengths differ, a value is not finite, or there are fewer than two queries.
+    Raises ValueError if the lengths differ, if a value is not finite, or for fewer than two queries.
     """
-    from scipy import stats  # late, since it takes longer to load than most evaluations
+    from scipy import stats  # here, because the import takes longer than most evaluations
 
     run, base = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if run.ndim != 1 or run.shape != base.shape:
-        raise ValueError(f"{run.size} values and {base.size} of the baseline are not pairs")
+        raise ValueError(f"{run.size} values of the run and {base.size} of the baseline do not pair")
     if run.size < 2:
-        raise ValueError("a paired test needs at least two queries")
+        raise ValueError(f"a paired test needs at least two queries, not {run.size}")
     if not (np.isfinite(run).all() and np.isfinite(base).all()):
         raise ValueError("a value is not finite")
     differences = run - base  # (n,)
@@ -52,7 +52,7 @@ def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, 
     mean, deviation = differences.mean(), differences.std(ddof=1)
     if not differences.any():
         t_test_p, effect_size = 1.0, 0.0
-    elif deviation <= rounding:  # where t is infinite
+    elif deviation <= rounding:  # t is infinite
         t_test_p, effect_size = 0.0, math.copysign(math.inf, mean)
     else:
         t_test_p, effect_size = stats.ttest_rel(run, base).pvalue, mean / deviation
@@ -68,9 +68,9 @@ def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given, of tests that make one family (Holm 1979, step-down); at most 1.
+    """Returns the adjusted p-values of one family of tests, in the same order (Holm 1979, step-down).
 
-    Raises ValueError for a p that is not between 0 and 1.
+    Raises ValueError for a p-value that is not between 0 and 1.
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"a p-value is not between 0 and 1: {list(p_values)}")
@@ -82,17 +82,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Returns the comparisons of one family of tests, with both p-values adjusted by `holm`."""
+    t_test_ps = holm([comparison.t_test_p for comparison in comparisons])
+    randomization_ps = holm([comparison.randomization_p for comparison in comparisons])
+    return [
+        comparison._replace(t_test_p=t_test_p, randomization_p=randomization_p)
+        for comparison, t_test_p, randomization_p in zip(comparisons, t_test_ps, randomization_ps, strict=True)
+    ]
+
+
 def _randomization_p(differences: np.ndarray, seed: int, draws: int) -> float:
-    """Two-sided p of the sum of `(n,)` differences that are not 0; those that are would change no sum."""
+    """Returns the two-sided p of the sum of `(n,)` float64 differences, none of them 0 (a 0 changes no sum)."""
     is_exact = differences.size < 63 and 1 << differences.size <= draws
     signs = _all_signs(differences.size) if is_exact else _random_signs(differences.size, draws, seed)
-    observed = abs(differences.sum()) - _ROUNDING * np.abs(differences).sum()  # equal sums may differ by rounding
+    observed = abs(differences.sum()) - _ROUNDING * np.abs(differences).sum()  # equal sums can differ by rounding
     as_extreme = sum(int((np.abs(block @ differences) >= observed).sum()) for block in signs)
     return as_extreme / (1 << differences.size) if is_exact else (as_extreme + 1) / (draws + 1)
 
 
 def _all_signs(n: int) -> Iterator[np.ndarray]:
-    """Yields the 2^n rows of n signs, -1.0 or 1.0, in blocks `(rows, n)`."""
+    """Yields all 2^n sign vectors, -1.0 or 1.0, in float64 blocks `(rows, n)`."""
     rows = max(1, _BLOCK // max(n, 1))
     for start in range(0, 1 << n, rows):
         numbers = np.arange(start, min(start + rows, 1 << n))  # (rows,)
@@ -100,7 +110,7 @@ def _all_signs(n: int) -> Iterator[np.ndarray]:
 
 
 def _random_signs(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields `draws` random rows of n signs, -1.0 or 1.0, in blocks `(rows, n)`."""
+    """Yields `draws` random sign vectors, -1.0 or 1.0, in float64 blocks `(rows, n)`."""
     generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
     for start in range(0, draws, rows):

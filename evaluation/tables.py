@@ -1,4 +1,4 @@
-"""Rows of text as a table: for the terminal, markdown or LaTeX."""
+"""Rows of text as a table: for the terminal, markdown or LaTeX. The first row is the header."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
-    "[": "{[}",  # at the start of a row these two would belong to the end of the row before
+    "[": "{[}",  # LaTeX's \\ at the end of a row takes a [ or * after it as an argument
     "*": "{*}",
     "±": r"$\pm$",
     "†": r"$^{\dagger}$",
@@ -21,7 +21,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 def text_table(rows: Rows) -> str:
-    """Aligned columns, the first to the left and all others to the right."""
+    """Returns aligned columns. The first is left-aligned, all others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -31,20 +31,25 @@ def text_table(rows: Rows) -> str:
 
 
 def markdown_table(rows: Rows, num_left: int = 1) -> str:
-    """A table of GitHub's markdown, whose first row is the head; its first `num_left` columns are text."""
-    head, *body = [[re.sub(r"([\\|*_`<>\[\]])", r"\\\1", cell) for cell in row] for row in rows]
-    rule = ["---"] * num_left + ["---:"] * (len(head) - num_left)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
+    """Returns a table in GitHub's markdown. The first `num_left` columns are left-aligned."""
+    header, *body = [[re.sub(r"([\\|*_`<>\[\]])", r"\\\1", cell) for cell in row] for row in rows]
+    rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *body))
 
 
 def latex_table(rows: Rows, num_left: int = 1) -> str:
-    """A `tabular` that needs no package, whose first row is the head; its first `num_left` columns are text."""
-    head, *body = [" & ".join(map(escape_latex, row)) + r" \\" + "\n" for row in rows]
+    """Returns a `tabular` that needs no package. The first `num_left` columns are left-aligned."""
+    header, *body = [" & ".join(map(escape_latex, row)) + r" \\" + "\n" for row in rows]
     columns = "l" * num_left + "r" * (len(rows[0]) - num_left)
-    return f"\\begin{{tabular}}{{{columns}}}\n\\hline\n{head}\\hline\n{''.join(body)}\\hline\n\\end{{tabular}}\n"
+    return f"\\begin{{tabular}}{{{columns}}}\n\\hline\n{header}\\hline\n{''.join(body)}\\hline\n\\end{{tabular}}\n"
 
 
 def escape_latex(text: str) -> str:
-    """The text as LaTeX prints it as it stands; the sign of a negative number becomes a minus."""
+    """Escapes text so that LaTeX prints it unchanged. The sign of a negative number becomes a minus."""
     escaped = "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
     return f"$-${escaped[1:]}" if re.match(r"-[0-9]", escaped) else escaped
+
+
+def format_p_value(p: float) -> str:
+    """Returns four digits."""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"

@@ -1,1 +1,1 @@
-"""Recipes, the command that runs them, and the tables and pictures that it makes."""
+"""Recipes, the command that runs them, and the tables and plots of their results."""

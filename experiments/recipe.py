@@ -1,4 +1,4 @@
-"""A recipe of a table: which rows, with which variables of distill.sh and reranker.sh, measured on which queries."""
+"""A recipe: the rows of a table, the variables of distill.sh and reranker.sh for each row, and the test sets."""
 
 import re
 import tomllib
@@ -17,7 +17,7 @@ _REQUIRED = object()
 
 
 class QuerySet(NamedTuple):
-    """Queries to test with: their pairs, the candidates' run, the judgements, and what is measured on them."""
+    """A test set: its pairs, its candidates (a run), its relevance judgments, and the measures to compute."""
 
     name: str
     pairs: str
@@ -27,10 +27,10 @@ class QuerySet(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table. A student is trained once for each of `seeds`; candidates and teacher have none.
+    """A row of the table. A student is trained once for each seed; candidates and teacher have no seeds.
 
-    `standard_kd` names the row that the student is compared with besides the teacher. `paper` has published figures:
-    `{query set: {measure: figure}}`; `paper_speed_up` one too.
+    `standard_kd` is the name of the Standard KD row that this row is compared with. `paper` holds published figures,
+    `{test set: {measure: figure}}`, and `paper_speed_up` a published speed-up.
     """
 
     name: str
@@ -42,9 +42,25 @@ class Row(NamedTuple):
     paper: dict[str, dict[str, float]]
     paper_speed_up: float | None
 
+    def jobs(self) -> list["Job"]:
+        """Returns one job for each seed, or one job without a seed."""
+        return [Job(self, seed) for seed in (self.seeds or [None])]
+
+
+class Job(NamedTuple):
+    """A row with one of its seeds: what is trained, re-ranked and measured at once."""
+
+    row: Row
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """The stem of the job's files."""
+        return self.row.name if self.seed is None else f"{self.row.name}.{self.seed}"
+
 
 class Recipe(NamedTuple):
-    """`orders` are lists of rows, best first, as the paper has them. `prepare` is a shell command."""
+    """A checked recipe. `prepare` is a shell command. `orders` are lists of row names, best first, as in the paper."""
 
     name: str
     title: str
@@ -60,13 +76,16 @@ class Recipe(NamedTuple):
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
 
-    def row_of(self, kind: str) -> Row | None:
-        """The candidates' or the teacher's row."""
+    def row_of_kind(self, kind: str) -> Row | None:
+        """Returns the row of the candidates or of the teacher, None if there is no such row."""
         return next((row for row in self.rows if row.kind == kind), None)
+
+    def jobs(self) -> list[Job]:
+        return [job for row in self.rows for job in row.jobs()]
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Reads a recipe's TOML. Raises InputError where it is none."""
+    """Reads a TOML file. Raises InputError if it is not TOML."""
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
@@ -75,67 +94,67 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def parse_recipe(data: Mapping[str, Any], path: str | Path, known: Collection[str] | None = None) -> Recipe:
-    """Checks what `load_recipe` read from `path`. `known` are the variables that the shell scripts have.
+    """Checks the data that `load_recipe` read from `path`. `known` are the variables that a recipe can set.
 
-    Raises InputError, naming the file and the key, for one that is unknown, missing or of the wrong type.
+    Raises InputError, which names the file and the key, for an unknown key, a missing key, or a wrong value.
     """
-    recipe = _Keys(data, str(path), "")
-    variables = _variables(recipe.take("variables", dict), recipe, "variables", known)
+    table = _Table(data, str(path), "")
+    variables = _variables(table.take("variables", dict), table, known)
     if not isinstance(variables.get("max_seq_length"), int):
-        raise InputError(f"{path}: variables.max_seq_length: needed, a whole number")
-    seeds = _seeds(recipe.take("seeds", list), recipe, "seeds")
-    standard_kd = recipe.take("standard_kd", str, None)
-    query_sets = [_query_set(name, recipe.below("test_sets", name)) for name in recipe.take("test_sets", dict)]
+        table.refuse("variables.max_seq_length", "needs a whole number")
+    seeds = _seeds(table.take("seeds", list), table)
+    standard_kd = table.take("standard_kd", str, None)
+    query_sets = [_query_set(name, table.subtable("test_sets", name)) for name in table.take("test_sets", dict)]
     measures = {queries.name: queries.measures for queries in query_sets}
     rows = [
-        _row(name, recipe.below("rows", name), seeds, standard_kd, measures, known)
-        for name in recipe.take("rows", dict)
+        _row(name, table.subtable("rows", name), seeds, standard_kd, measures, known)
+        for name in table.take("rows", dict)
     ]
-    found = Recipe(
-        name=recipe.take("name", str),
-        title=recipe.take("title", str),
-        prepare=recipe.take("prepare", str, ""),
+    recipe = Recipe(
+        name=table.take("name", str),
+        title=table.take("title", str),
+        prepare=table.take("prepare", str, ""),
         variables=variables,
         query_sets=query_sets,
         rows=rows,
-        orders=recipe.take("orders", list, []),
-        timing_pairs=recipe.take("timing_pairs", int),
-        timing_rounds=recipe.take("timing_rounds", int),
-        notes=recipe.take("notes", list, []),
+        orders=table.take("orders", list, []),
+        timing_pairs=table.take("timing_pairs", int),
+        timing_rounds=table.take("timing_rounds", int),
+        notes=table.take("notes", list, []),
     )
-    recipe.check_all_taken()
-    if not _NAME.fullmatch(found.name):
-        recipe.refuse("name", f"'{found.name}' is no name of a folder")
+    table.refuse_unknown_keys()
+    if not _NAME.fullmatch(recipe.name):
+        table.refuse("name", f"'{recipe.name}' is not a folder name; use letters, digits, - and _")
     for key in ("timing_pairs", "timing_rounds"):
-        if getattr(found, key) < 1:
-            recipe.refuse(key, "needs to be 1 or more")
+        if getattr(recipe, key) < 1:
+            table.refuse(key, "needs to be 1 or more")
     for key in ("test_sets", "rows"):
         if not data[key]:
-            recipe.refuse(key, "is empty")
-    if not all(isinstance(note, str) for note in found.notes):
-        recipe.refuse("notes", "needs to be a list of texts")
-    _check_rows(found, recipe)
-    return found
+            table.refuse(key, "is empty")
+    if not all(isinstance(note, str) for note in recipe.notes):
+        table.refuse("notes", "needs to be a list of texts")
+    _check_rows(recipe, table)
+    return recipe
 
 
-def _check_rows(recipe: Recipe, keys: "_Keys") -> None:
+def _check_rows(recipe: Recipe, table: "_Table") -> None:
     students = [row.name for row in recipe.rows if row.kind == "student"]
     for kind in KINDS[:2]:
         if sum(row.kind == kind for row in recipe.rows) > 1:
-            keys.refuse("rows", f"more than one row of kind {kind}")
+            table.refuse("rows", f"more than one row of kind {kind}")
     labels = [row.label for row in recipe.rows]
     for row in recipe.rows:
         if labels.count(row.label) > 1:
-            keys.refuse(f"rows.{row.name}.label", f"'{row.label}' names two rows")
+            table.refuse(f"rows.{row.name}.label", f"'{row.label}' is the label of two rows")
         if row.standard_kd not in (None, *students):
-            keys.refuse(f"rows.{row.name}.standard_kd", f"there is no row {row.standard_kd} of a student")
+            table.refuse(f"rows.{row.name}.standard_kd", f"there is no student row {row.standard_kd}")
     for order in recipe.orders:
         if not isinstance(order, list) or len(order) < 2 or any(name not in students for name in order):
-            keys.refuse("orders", "needs to be lists of two or more names of students' rows")
+            table.refuse("orders", "needs to be a list of lists, each with two or more names of student rows")
 
 
-class _Keys:
-    """A table of a recipe, of which keys are taken one by one; refusals name the file and the key."""
+class _Table:
+    """A TOML table. `take` removes one key after the other. Errors name the file and the key."""
 
     def __init__(self, data: Mapping[str, Any], path: str, prefix: str) -> None:
         self._left, self._data, self._path, self._prefix = dict(data), data, path, prefix
@@ -151,86 +170,86 @@ class _Keys:
         value = self._left.pop(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             names = {str: "text", int: "a whole number", list: "a list [...]", dict: "a table"}
-            self.refuse(key, f"{value!r} where {names[kind]} is needed")
+            self.refuse(key, f"needs {names[kind]}, not {value!r}")
         return value
 
-    def below(self, key: str, name: str) -> "_Keys":
+    def subtable(self, key: str, name: str) -> "_Table":
         if not _NAME.fullmatch(name):
-            self.refuse(f"{key}.{name}", "names a file, so it needs to be of letters, digits, - and _")
+            self.refuse(f"{key}.{name}", "is part of file names; use letters, digits, - and _")
         table = self._data[key][name]
         if not isinstance(table, dict):
-            self.refuse(f"{key}.{name}", f"{table!r} where a table is needed")
-        return _Keys(table, self._path, f"{self._prefix}{key}.{name}.")
+            self.refuse(f"{key}.{name}", f"needs a table, not {table!r}")
+        return _Table(table, self._path, f"{self._prefix}{key}.{name}.")
 
-    def check_all_taken(self) -> None:
+    def refuse_unknown_keys(self) -> None:
         for key in self._left:
             self.refuse(key, "is unknown")
 
 
-def _query_set(name: str, keys: _Keys) -> QuerySet:
-    queries = QuerySet(name, *(keys.take(key, str) for key in QuerySet._fields[1:4]), keys.take("measures", list))
-    keys.check_all_taken()
+def _query_set(name: str, table: _Table) -> QuerySet:
+    queries = QuerySet(name, *(table.take(key, str) for key in QuerySet._fields[1:4]), table.take("measures", list))
+    table.refuse_unknown_keys()
     if not queries.measures or len(set(map(str, queries.measures))) < len(queries.measures):
-        keys.refuse("measures", "needs to be a list of measures, each once")
+        table.refuse("measures", "needs to be a list of different measures")
     for measure in queries.measures:
         try:
             canonical_name(str(measure))
         except ValueError as error:
-            keys.refuse("measures", str(error))
+            table.refuse("measures", str(error))
         if not is_mean(str(measure)):
-            keys.refuse("measures", f"'{measure}' is no mean over queries, which a table needs")
+            table.refuse("measures", f"'{measure}' is not a mean over queries; a table shows only means")
     return queries
 
 
 def _row(
     name: str,
-    keys: _Keys,
+    table: _Table,
     seeds: list[int],
     standard_kd: str | None,
     measures: Mapping[str, list[str]],
     known: Collection[str] | None,
 ) -> Row:
-    kind = keys.take("kind", str, "student")
+    kind = table.take("kind", str, "student")
     if kind not in KINDS:
-        keys.refuse("kind", f"'{kind}' is none of {', '.join(KINDS)}")
-    own = keys.take("seeds", list, None)
-    variables = _variables(keys.take("variables", dict, {}), keys, "variables", known)
-    if kind != "student" and (own is not None or variables):
-        keys.refuse("seeds" if own is not None else "variables", f"has no use in a row of kind {kind}")
-    paper = dict(keys.take("paper", dict, {}))
+        table.refuse("kind", f"'{kind}' is not one of {', '.join(KINDS)}")
+    own_seeds = table.take("seeds", list, None)
+    variables = _variables(table.take("variables", dict, {}), table, known)
+    if kind != "student" and (own_seeds is not None or variables):
+        table.refuse("seeds" if own_seeds is not None else "variables", f"has no use in a row of kind {kind}")
+    paper = dict(table.take("paper", dict, {}))
     speed_up = paper.pop("speed_up", None)
     figures = [] if speed_up is None else [speed_up]
     for queries, of_queries in paper.items():
         if queries not in measures or not isinstance(of_queries, dict) or set(of_queries) - set(measures[queries]):
-            keys.refuse(f"paper.{queries}", "needs to be {MEASURE = figure} of a test set, with measures that it has")
+            table.refuse(f"paper.{queries}", "needs to be {MEASURE = figure}, with the name and measures of a test set")
         figures += of_queries.values()
     if not all(isinstance(figure, int | float) and not isinstance(figure, bool) for figure in figures):
-        keys.refuse("paper", "needs numbers")
+        table.refuse("paper", "needs numbers")
     row = Row(
         name=name,
-        label=keys.take("label", str),
+        label=table.take("label", str),
         kind=kind,
-        seeds=[] if kind != "student" else seeds if own is None else _seeds(own, keys, "seeds"),
+        seeds=[] if kind != "student" else seeds if own_seeds is None else _seeds(own_seeds, table),
         variables=variables,
-        standard_kd=keys.take("standard_kd", str, standard_kd),
+        standard_kd=table.take("standard_kd", str, standard_kd),
         paper=paper,
         paper_speed_up=speed_up,
     )
-    keys.check_all_taken()
+    table.refuse_unknown_keys()
     return row
 
 
-def _seeds(seeds: list, keys: _Keys, key: str) -> list[int]:
+def _seeds(seeds: list, table: _Table) -> list[int]:
     is_seed = (isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
     if not seeds or not all(is_seed) or len(set(seeds)) < len(seeds):
-        keys.refuse(key, f"{seeds} where a list of different whole numbers is needed")
+        table.refuse("seeds", f"needs a list of different whole numbers, not {seeds}")
     return seeds
 
 
-def _variables(variables: dict, keys: _Keys, key: str, known: Collection[str] | None) -> dict[str, Variable]:
+def _variables(variables: dict, table: _Table, known: Collection[str] | None) -> dict[str, Variable]:
     for name, value in variables.items():
         if known is not None and name not in known:
-            keys.refuse(f"{key}.{name}", "is no variable of distill.sh or reranker.sh that a row may set")
+            table.refuse(f"variables.{name}", "is not a variable of distill.sh or reranker.sh that a recipe can set")
         if not isinstance(value, str | int | float):
-            keys.refuse(f"{key}.{name}", f"{value!r} where text, a number, true or false is needed")
+            table.refuse(f"variables.{name}", f"needs text, a number, true or false, not {value!r}")
     return variables

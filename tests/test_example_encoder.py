@@ -1,10 +1,10 @@
-"""The bundled example's encoder: downloaded with pip, cut to a general student, and what both compute."""
+"""The bundled example's encoder: its download with pip, its general student, and the outputs of both."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import run_script
+from tiny import run_main
 
 from formats.features import Features
 from formats.pairs import read_pairs
@@ -27,20 +27,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )  # fmt: skip
     for step in steps:
-        done = run_script(*step)
+        done = run_main(*step)
         assert done.status == 0, done
     return home
 
 
 def test_the_encoder_is_not_downloaded_twice(home: Path) -> None:
-    done = run_script("experiments/python_docs/fetch_encoder.py", "--output_dir", home / "encoder")
-    assert done.status == 0 and "there already" in done.stdout
+    done = run_main("experiments/python_docs/fetch_encoder.py", "--output_dir", home / "encoder")
+    assert done.status == 0 and "exists already" in done.stdout
 
 
 def test_token_ids_are_those_of_transformers(home: Path) -> None:
     from transformers import AutoTokenizer
 
-    done = run_script(
+    done = run_main(
         "tokenize_to_features.py", "--set_name", "test", "--raw_data_file", home / "data" / "test_pairs.tsv",
         "--output_features_file", home / "features", "--bert_model_dir", home / "encoder", "--max_seq_length", 512,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""experiments/make_table.py: recipes, rows that run once, and the table, by hand where the numbers are made up."""
+"""experiments/make_table.py: costs, recipes, the table of synthetic data by hand, and the whole command."""
 
 import json
 import os
@@ -34,16 +34,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from evaluation.significance import compare, holm
-from experiments import make_table
-from experiments.costs import flops_per_pair, num_parameters
+from experiments.costs import flops_per_pair, num_parameters, rerank_speed, training_seconds
 from experiments.picture import draw_points, write_picture
 from experiments.recipe import load_recipe, parse_recipe
-from experiments.table import latex, main_table, markdown, order_lines, read_results
-from experiments.table import test_table as table_of_tests
+from experiments.report import latex, main_table, markdown, order_lines, significance_table
+from experiments.results import read_results, write_json
+from experiments.rows import is_finished
+from experiments.shell import recipe_variables
+from formats.run_file import read_run_file
+from runtime.errors import InputError
 
 RECIPES = sorted(ROOT.glob("experiments/*.toml"))
 MADE = sorted(path.parent for path in ROOT.glob("results/*/rows"))
-KNOWN = make_table.script_variables("distill.sh") | make_table.script_variables("reranker.sh")
 
 
 # --- costs
@@ -65,6 +67,63 @@ def test_a_student_of_the_paper_takes_a_fifteenth_of_the_operations() -> None:
     small = bert_config(Sizes(layers=3, hidden=384, heads=12, intermediate=1536, positions=512, vocabulary=30522))
     assert num_parameters(base) == 109_483_778  # BERT-Base with two classes
     assert 15 < flops_per_pair(base, 256) / flops_per_pair(small, 256) < 16
+
+
+def write_run(directory: Path, run_file: str, speeds: list[tuple[int, float]]) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "training.json").write_text(run_file)
+    lines = [{"global_step": step, "examples_per_second": speed} for step, speed in speeds]
+    (directory / "speed.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return directory
+
+
+def test_training_seconds_by_hand(tmp_path: Path) -> None:
+    """20 steps of 8 examples at 80 examples/s and 10 at 40, and in TinyBERT's first step 30 of 4 at 60."""
+    run_file = '{"finished": true, "settings": {"train_batch_size": %d}}'
+    student = write_run(tmp_path / "s", run_file % 8, [(20, 80.0), (30, 40.0)])
+    assert training_seconds(student) == 4.0
+    write_run(tmp_path / "s_intermediate", run_file % 4, [(30, 60.0)])
+    assert training_seconds(student) == 6.0
+    assert training_seconds(tmp_path / "downloaded") is None
+    write_run(student, run_file % 8, [])
+    assert training_seconds(student) is None
+    write_run(student, run_file % 8, [(20, 0.0)])
+    assert training_seconds(student) is None
+    write_run(student, '{"finished": true}', [(20, 80.0)])
+    assert training_seconds(student) is None
+
+
+def test_the_speed_of_a_re_ranking(tmp_path: Path) -> None:
+    run, speed_file = tmp_path / "standard.42.run", tmp_path / "standard.42.scores.tsv.speed.json"
+    speed_file.write_text('{"passages_per_second": 12.345, "precision": "bf16", "device": "cpu (2 threads)"}')
+    assert rerank_speed(run) == (12.3, "bf16 on cpu (2 threads)")
+    for damaged in ("{", "[]", '{"passages_per_second": 1}', '{"passages_per_second": "x"}'):
+        speed_file.write_text(damaged)
+        with pytest.raises(InputError, match=f"{speed_file} is missing or damaged; remove {run}"):
+            rerank_speed(run)
+    speed_file.unlink()
+    with pytest.raises(InputError, match="missing or damaged"):
+        rerank_speed(run)
+
+
+def test_whether_a_training_is_finished(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert is_finished(tmp_path)  # a model that distill.py did not train
+    for text, finished in (
+        ('{"finished": true, "settings": {"seed": 1}}', True),
+        ('{"finished": false, "settings": {}}', False),
+        ('{"finished": true, "settings": ', False),
+        ('{"settings": {}}', False),
+        ("[]", False),
+    ):
+        (tmp_path / "training.json").write_text(text)
+        assert is_finished(tmp_path) == read_run_file(tmp_path)["finished"] == finished
+    assert read_run_file(tmp_path) == {"finished": False, "settings": {}}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "training.json").write_text('{"finished": true, "settings": {"seed": 1}}')
+    assert read_run_file(tmp_path) == {"finished": True, "settings": {"seed": 1}}
+    assert not is_finished(tmp_path)
 
 
 # --- recipes
@@ -95,8 +154,8 @@ def recipe_data(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_are_in_order(path: Path) -> None:
-    recipe = parse_recipe(load_recipe(path), path, KNOWN - make_table.OWN - make_table.OF_THE_MACHINE)
-    for script in re.findall(r"bash (\S+\.sh)", recipe.prepare):
+    recipe = parse_recipe(load_recipe(path), path, recipe_variables())
+    for script in re.findall(r"(?:bash|python\"?) (\S+\.(?:sh|py))", recipe.prepare):
         assert (ROOT / script).is_file()
     assert {row.kind for row in recipe.rows} == {"candidates", "teacher", "student"}
     assert all(recipe.row(row.standard_kd).variables["distill_model_type"] == "standard"
@@ -110,30 +169,30 @@ def test_the_recipes_are_in_order(path: Path) -> None:
     ("path", "value", "says"),
     [
         ("colour", "red", "colour: is unknown"),
-        ("seeds", 42, "seeds: 42 where a list [...] is needed"),
-        ("seeds", [42, 42], "seeds: [42, 42] where a list of different whole numbers"),
+        ("seeds", 42, "seeds: needs a list [...], not 42"),
+        ("seeds", [42, 42], "seeds: needs a list of different whole numbers, not [42, 42]"),
         ("title", None, "title: is missing"),
-        ("timing_pairs", "many", "timing_pairs: 'many' where a whole number is needed"),
+        ("timing_pairs", "many", "timing_pairs: needs a whole number, not 'many'"),
         ("timing_rounds", 0, "timing_rounds: needs to be 1 or more"),
-        ("name", "../x", "name: '../x' is no name of a folder"),
-        ("orders", [["simplified", "bm25"]], "orders: needs to be lists"),
+        ("name", "../x", "name: '../x' is not a folder name"),
+        ("orders", [["simplified", "bm25"]], "orders: needs to be a list of lists"),
         ("rows", {}, "rows: is empty"),
-        ("variables.max_seq_length", None, "variables.max_seq_length: needed"),
-        ("variables.atention", 1, "variables.atention: is no variable of distill.sh"),
-        ("variables.output_student_dir", "x", "variables.output_student_dir: is no variable"),
-        ("variables.learning_rate", [1], "variables.learning_rate: [1] where text, a number"),
-        ("test_sets.test.measures", ["NDGC@10"], "test_sets.test.measures: 'NDGC@10' is no measure"),
-        ("test_sets.test.measures", ["num_rel_ret"], "test_sets.test.measures: 'num_rel_ret' is no mean"),
+        ("variables.max_seq_length", None, "variables.max_seq_length: needs a whole number"),
+        ("variables.atention", 1, "variables.atention: is not a variable of distill.sh"),
+        ("variables.output_student_dir", "x", "variables.output_student_dir: is not a variable"),
+        ("variables.learning_rate", [1], "variables.learning_rate: needs text, a number, true or false, not [1]"),
+        ("test_sets.test.measures", ["NDGC@10"], "test_sets.test.measures: 'NDGC@10' is not a known measure"),
+        ("test_sets.test.measures", ["num_rel_ret"], "test_sets.test.measures: 'num_rel_ret' is not a mean"),
         ("test_sets.test.qrels", None, "test_sets.test.qrels: is missing"),
         ("rows.standard.sedes", [1], "rows.standard.sedes: is unknown"),
-        ("rows.standard.label", "TinyBERT", "label: 'TinyBERT' names two rows"),
-        ("rows.standard.kind", "pupil", "rows.standard.kind: 'pupil' is none of"),
+        ("rows.standard.label", "TinyBERT", "label: 'TinyBERT' is the label of two rows"),
+        ("rows.standard.kind", "pupil", "rows.standard.kind: 'pupil' is not one of"),
         ("rows.standard.kind", "teacher", "rows.standard.variables: has no use"),
-        ("rows.standard.standard_kd", "no_such", "standard_kd: there is no row no_such"),
+        ("rows.standard.standard_kd", "no_such", "standard_kd: there is no student row no_such"),
         ("rows.standard.paper", {"dev": {"MAP": 0.5}}, "rows.standard.paper.dev: needs to be"),
         ("rows.standard.paper", {"test": {"MAP": "high"}}, "rows.standard.paper: needs numbers"),
         ("rows.second", {"label": "Again", "kind": "teacher"}, "rows: more than one row of kind teacher"),
-        ("rows.a b", {"label": "x"}, "rows.a b: names a file"),
+        ("rows.a b", {"label": "x"}, "rows.a b: is part of file names"),
     ],
 )
 def test_a_faulty_recipe_is_refused(path: str, value: Any, says: str) -> None:
@@ -147,11 +206,11 @@ def test_a_faulty_recipe_is_refused(path: str, value: Any, says: str) -> None:
     else:
         table[key] = value
     with pytest.raises(ValueError, match=re.escape("x.toml: ")) as refused:
-        parse_recipe(data, "x.toml", KNOWN - make_table.OWN)
+        parse_recipe(data, "x.toml", recipe_variables())
     assert says in str(refused.value)
 
 
-# --- the table, of made-up data
+# --- the table, of synthetic data
 
 SIZES_OF = {"teacher": TEACHER, "student": STUDENT}
 
@@ -171,11 +230,11 @@ def row_data(kind: str, values: dict[str, list[float]], seconds: float | None = 
 
 
 def write_results(directory: Path, recipe: dict[str, Any], rows: dict[str, dict], speed: dict | None = None) -> Path:
-    make_table.write_json(directory / "settings.json", {"recipe": recipe})
+    write_json(directory / "settings.json", {"recipe": recipe})
     for name, data in rows.items():
-        make_table.write_json(directory / "rows" / f"{name}.json", data)
+        write_json(directory / "rows" / f"{name}.json", data)
     if speed:
-        make_table.write_json(directory / "rows" / "speed.json", speed)
+        write_json(directory / "rows" / "speed.json", speed)
     return directory
 
 
@@ -234,7 +293,7 @@ def test_tests_are_on_means_over_seeds_and_corrected_over_rows(tmp_path: Path) -
     tinybert = [0.36 - n / 2 for n in noise]
     others = [[0.1, 0.2], [0.5, 0.6], [0.5, 0.6]]
     against = [compare(of * (QUERIES // 2), standard) for of in others] + [compare(tinybert, standard)]
-    found = {(cells[0], cells[1], cells[2]): cells[3:] for cells in table_of_tests(results)[1:]}
+    found = {(cells[0], cells[1], cells[2]): cells[3:] for cells in significance_table(results)[1:]}
     assert len(found) == 2 * (4 + 4)
     cells = found["MRR@10", "TinyBERT", "Standard KD ‡"]
     assert cells[:3] == [
@@ -253,7 +312,7 @@ def test_the_order_of_the_paper_holds_or_does_not(tmp_path: Path) -> None:
     assert "Simplified over TinyBERT +0.1000, p <0.0001 (significant); Simplified over Standard KD +0.1900" in line
     assert of_map.startswith("MAP, ") and "TinyBERT 0.2250" in of_map
 
-    # two queries better: too few
+    # better on two queries only
     slightly = [0.41, 0.5, 0.4, 0.5] + [0.4, 0.5] * 7 + [0.4, 0.51]
     better = row_data("student", {"MRR@10": slightly, "MAP": slightly})
     rows = in_order() | {f"simplified.{seed}": better for seed in (42, 43)}
@@ -267,7 +326,7 @@ def test_the_order_of_the_paper_holds_or_does_not(tmp_path: Path) -> None:
     assert "TinyBERT over Standard KD -0.1100, p <0.0001 (significant)" in line
 
 
-def test_what_is_not_there_is_empty_and_named(tmp_path: Path) -> None:
+def test_missing_data_are_empty_and_named(tmp_path: Path) -> None:
     rows = in_order()
     for name in ("tinybert.42", "tinybert.43", "simplified.43", "teacher"):
         del rows[name]
@@ -277,11 +336,11 @@ def test_what_is_not_there_is_empty_and_named(tmp_path: Path) -> None:
     assert lines["Simplified"][:2] == ["1", "0.5500‡"]
     text = markdown(results)
     assert "Not run yet: Teacher, TinyBERT with seed 42, TinyBERT with seed 43, Simplified with seed 43." in text
-    assert "over Standard KD: cannot be told, as TinyBERT has not been run." in text
-    assert "Speeds have not been measured." in text
+    assert "over Standard KD: unknown, TinyBERT not run yet." in text
+    assert "Speeds were not measured." in text
 
 
-def test_the_papers_figures_stand_in_brackets(tmp_path: Path) -> None:
+def test_the_papers_figures_are_in_brackets(tmp_path: Path) -> None:
     data = recipe_data()
     data["rows"]["simplified"]["paper"] = {"speed_up": 15, "test": {"MAP": 0.28}}
     data["rows"]["tinybert"]["paper"] = {"test": {"MAP": 0.25}}
@@ -321,7 +380,7 @@ def test_the_tables_in_results_are_made_of_their_data(directory: Path) -> None:
 def test_labels_in_the_picture_do_not_overlap(tmp_path: Path) -> None:
     data = recipe_data(orders=[])
     rows = in_order()
-    for i in range(9):  # as fast, and nearly as good
+    for i in range(9):  # with the same speed and nearly the same measure
         data["rows"][f"more{i}"] = {"label": f"Simplified TinyBERT, ablation {i}", "seeds": [1]}
         rows[f"more{i}.1"] = row_data("student", values_of(0.4 + 0.001 * i, 0.5))
     results = read_results(write_results(tmp_path, data, rows, SPEED))
@@ -337,9 +396,9 @@ def test_labels_in_the_picture_do_not_overlap(tmp_path: Path) -> None:
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
-# --- the command, with a stand-in for bash that does in no time what the scripts do
+# --- the command, with a stub of bash that writes at once what the scripts write
 
-STAND_IN = """#!{python}
+STUB = """#!{python}
 import json, os, pathlib, sys
 script, env = sys.argv[1], os.environ
 name = os.path.basename(env.get("student_model") or env.get("output_student_dir") or "teacher")
@@ -351,9 +410,10 @@ if script == "distill.sh":
     student = pathlib.Path(env["output_student_dir"])
     student.mkdir(parents=True)
     (student / "train_loss.jsonl").write_text("{{}}\\n")
-    (student / "distill.log").write_text(
-        "x INFO settings: train_batch_size=8, y\\nx INFO update 30 of 40: loss 1\\n"
-        "x INFO 120 examples in 2.0 s, 60.0 examples/s\\n"
+    (student / "distill.log").write_text("x INFO device: cpu\\nx INFO step 30 of 30: loss 1\\n")
+    (student / "training.json").write_text('{{"finished": true, "settings": {{"train_batch_size": 8}}}}')
+    (student / "speed.jsonl").write_text(
+        '{{"global_step": 20, "examples_per_second": 80}}\\n{{"global_step": 30, "examples_per_second": 40}}\\n'
     )
     (student / "config.json").write_text({config!r})
 elif script == "reranker.sh":
@@ -365,15 +425,14 @@ elif script == "reranker.sh":
             for document in range(1, 5):
                 score = 9.5 - rank if document == 4 else 9 - document
                 file.write(f"q{{query}} Q0 D{{document}} 1 {{score}} x\\n")
-    with open(runs / f"{{name}}.scores.tsv.log", "a") as file:
-        speed = 20 if name == "teacher" else 50
-        file.write(f"wrote x: 24 passages in 1.0 s, {{speed}}.0 passages/s, m in fp32 on cpu (1 threads)\\n")
+    speed = {{"passages_per_second": 20 if name == "teacher" else 50, "precision": "fp32", "device": "cpu (1 threads)"}}
+    (runs / f"{{name}}.scores.tsv.speed.json").write_text(json.dumps(speed))
 """
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project, since the command writes into results/, models/ and runs/ of it; with a collection."""
+    """A copy of the project with a collection. The command writes into its results/, models/ and runs/."""
     copy = copy_project(tmp_path / "project")
     data = copy / "data" / "tiny"
     data.mkdir(parents=True)
@@ -423,21 +482,21 @@ variables = { distill_model_type = "simplified" }
 
 
 class Command:
-    """Runs the command in a copy of the project and lists what it had bash do."""
+    """Runs the command in a copy of the project and lists its calls of bash."""
 
     def __init__(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.project, self.calls_file = project, project / "calls"
         self.results = project / "results" / "tiny"
         self.recipe = project / "tiny.toml"
         self.recipe.write_text(RECIPE)
-        folder = project / "stand-in"
+        folder = project / "stub"
         folder.mkdir()
-        (folder / "bash").write_text(STAND_IN.format(python=sys.executable, config=json.dumps(bert_config(STUDENT))))
+        (folder / "bash").write_text(STUB.format(python=sys.executable, config=json.dumps(bert_config(STUDENT))))
         (folder / "bash").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         monkeypatch.setenv("CALLS", str(self.calls_file))
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.chdir(project)  # to come back, since the command changes it
+        monkeypatch.chdir(project)  # the command changes the folder; this restores it
 
     def __call__(self, *flags: str) -> Finished:
         return run_main(str(self.project / "experiments" / "make_table.py"), self.recipe, *flags)
@@ -447,7 +506,7 @@ class Command:
         self.recipe.write_text(self.recipe.read_text().replace(old, new))
 
     def calls(self) -> list[str]:
-        """Those since the last time."""
+        """Returns the calls since the last call of this method."""
         if not self.calls_file.exists():
             return []
         calls = self.calls_file.read_text().splitlines()
@@ -472,12 +531,12 @@ def test_rows_are_run_once(command: Command) -> None:
     ]  # fmt: skip
     table = (command.results / "table.md").read_text()
     assert "| Standard KD | 2 | 0.3333 ± 0.0000" in table and "| BM25 |  | 0.2500" in table
-    assert "| 50.0 | 2.50x | 4 s |" in table  # 30 of 40 updates of 8 examples, 120 of them in 2 s
+    assert "| 50.0 | 2.50x | 4 s |" in table  # steps of 8 examples: 20 * 8 / 80 s + 10 * 8 / 40 s
     data = json.loads((command.results / "rows" / "standard.43.json").read_text())
     assert data["variables"] == {"collection": "tiny", "max_seq_length": 19, "learning_rate": 1e-4,
                                  "distill_model_type": "standard", "seed": 43}  # fmt: skip
     assert data["test_sets"]["test"]["MRR@10"]["per_query"] == {f"q{i}": 1 / 3 for i in range(6)}
-    assert "update 30" not in (command.results / "logs" / "standard.43.distill.log").read_text()
+    assert "step 30" not in (command.results / "logs" / "standard.43.distill.log").read_text()
     assert len((command.project / "runs" / "tiny" / "timing_pairs.tsv").read_text().splitlines()) == 7
     assert json.loads((command.results / "settings.json").read_text())["recipe"]["timing_pairs"] == 7
     assert not list(command.results.rglob(".*"))
@@ -497,7 +556,7 @@ def test_rows_are_run_once(command: Command) -> None:
     command.change('label = "Simplified"', 'label = "Another label"')
     assert command("--only_table").status == 0
     assert "| Another label | 1 | 1.0000" in (command.results / "table.md").read_text()
-    command.change('measures = ["MRR@10"]', 'measures = ["MRR@10", "MAP"]')  # needs no new run
+    command.change('measures = ["MRR@10"]', 'measures = ["MRR@10", "MAP"]')  # an old run has it
     assert command("--no_timing").status == 0
     assert command.calls() == ["prepare teacher 0.0001"]
     assert "| MRR@10 | MAP |" in (command.results / "table.md").read_text()
@@ -513,7 +572,7 @@ def test_other_variables_are_refused_and_redone_on_demand(command: Command) -> N
     assert command("--no_timing", "--redo", "simplified").status == 0
     assert Counter(call.split()[0] for call in command.calls()) == {"prepare": 1, "distill.sh": 1, "reranker.sh": 1}
 
-    for key in ("pairs", "top", "qrels"):  # of other candidates or judgements, the rows could not be compared
+    for key in ("pairs", "top", "qrels"):  # with other files the rows would not be comparable
         command.change(f'"data/tiny/{key}', f'"data/other/{key}')
         for flags in ((), ("--only_table",)):
             assert_refused(
@@ -522,7 +581,7 @@ def test_other_variables_are_refused_and_redone_on_demand(command: Command) -> N
         command.change(f'"data/other/{key}', f'"data/tiny/{key}')
     assert command.calls() == []
 
-    # a student that was trained, but not re-ranked before a stop, counts as well
+    # also for a student that was trained, but not re-ranked before a stop
     (command.results / "rows" / "simplified.42.json").unlink()
     command.change("hard_weight = 0", "hard_weight = 2")
     assert_refused(command(), "models/tiny/rows/simplified.42.json was made with hard_weight=0")
@@ -551,7 +610,7 @@ def test_what_cannot_be_run_is_refused(command: Command, monkeypatch: pytest.Mon
     assert_refused(command(), "the variable hard_weight is set in the environment")
     monkeypatch.delenv("hard_weight")
     command.change('"data/tiny/qrels"', '"data/tiny/no_such"')
-    assert_refused(command(), "tiny.toml: test_sets.test.qrels: data/tiny/no_such is not there")
+    assert_refused(command(), "tiny.toml: test_sets.test.qrels: there is no file data/tiny/no_such")
     command.recipe.write_text(RECIPE + '[rows.teacher]\nlabel = "x"\n')
     assert_refused(command(), "tiny.toml: ", "'teacher'")
     command.recipe.unlink()

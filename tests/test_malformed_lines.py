@@ -154,7 +154,7 @@ def test_a_fault_is_refused_or_left_out_and_listed(
     if kind in WITH_OUTPUT:
         assert f"4 lines: 3 taken, 1 rejected (listed in {tmp_path / 'out.rejected.tsv'})" in skipped.done.stdout
     else:
-        assert f"note: 1 lines of {skipped.input} do not fit and were left out\n" in skipped.done.stderr
+        assert f"note: 1 lines of {skipped.input} are malformed and were skipped\n" in skipped.done.stderr
     good = tmp_path / "good"
     good.mkdir()
     assert run_kind(kind, good, model_dir, lines(GOOD[kind])).output == skipped.output

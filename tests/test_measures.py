@@ -19,14 +19,14 @@ from evaluation.measures import (
 )
 
 QRELS = {"a": {"D1": 2, "D2": 0, "D3": 1}, "b": {"D1": 1}, "c": {"D1": 0, "D9": 0}, "e": {"D1": 1}}
-# a: D4 (not judged), D1, D2, D3; b: no relevant document; c: none at all; d: not judged.
+# a: D4 (not judged), D1, D2, D3; b: no relevant document in the run; c: no relevant document at all; d: not judged.
 RUN = {
     "b": {"D7": 0.5, "D8": 0.25, "D9": 0.125},
     "a": {"D1": 0.5, "D2": 0.5 - 1e-9, "D3": 0.25, "D4": 2.0},
     "c": {"D1": 1.0, "D2": 0.5},
     "d": {"D1": 1.0},
 }
-# in 32 bits D1 and D2 of query a are one score, so the higher id comes first: D4, D2, D1, D3
+# In 32 bits D1 and D2 of query a have the same score, so the higher id comes first: D4, D2, D1, D3.
 BY_HAND = {
     "MRR": {"b": 0, "a": 1 / 3, "c": 0},
     "mrr@2": {"b": 0, "a": 0, "c": 0},
@@ -49,7 +49,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
-    """Queries of both only, in the run's order."""
+    """Only queries in both, in the run's order."""
     found = measure_per_query(name, QRELS, RUN)
     assert found == pytest.approx(BY_HAND[name], abs=1e-12)
     assert list(found) == ["b", "a", "c"]
@@ -59,7 +59,7 @@ def test_summaries_by_hand() -> None:
     assert mean_measure("MAP", QRELS, RUN) == pytest.approx(5 / 12 / 3)
     assert mean_measure("num_ret", QRELS, RUN) == 9
     assert mean_measure("num_q", QRELS, RUN) == 3
-    # trec_eval's floor of 0.00001 for a query
+    # trec_eval's minimum of 0.00001 for a query
     assert mean_measure("gm_map", QRELS, RUN) == pytest.approx((5 / 12 * 1e-5 * 1e-5) ** (1 / 3))
     assert mean_measure("MRR", QRELS, {"d": {"D1": 1.0}}) == 0.0
     assert mean_measure("gm_map", QRELS, {}) == 0.0
@@ -67,7 +67,7 @@ def test_summaries_by_hand() -> None:
 
 
 def test_every_measure_of_trec_eval_is_its_own() -> None:
-    """On random runs, under the names that trec_eval prints; summaries as pytrec_eval has them."""
+    """On random runs, by the names that trec_eval prints. Summaries equal those of pytrec_eval."""
     stream = random.Random(8)
     ids = [f"D{i}" for i in range(30)]
     qrels = {f"q{i}": {doc: stream.choice([0, 0, 1, 2, 3]) for doc in stream.sample(ids, 12)} for i in range(17)}
@@ -83,7 +83,7 @@ def test_every_measure_of_trec_eval_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_judged_and_reciprocal_rank_against_plain_versions(seed: int) -> None:
+def test_judged_and_reciprocal_rank_against_reference_implementations(seed: int) -> None:
     stream = random.Random(seed)
     ids = [f"D{i}" for i in range(9)]
     scores = {doc: stream.choice([0.5, 0.25]) for doc in stream.sample(ids, stream.randint(1, 9))}
@@ -99,7 +99,7 @@ def test_judged_and_reciprocal_rank_against_plain_versions(seed: int) -> None:
 
 
 def test_official_msmarco_by_hand() -> None:
-    """a: ranks tie at 5, so D10 stands before D2 and D9, the third; b is missing; c is beyond the cut-off, d within."""
+    """a: ranks tie at 5, so the order is D10, D2, D9; b is missing; c is beyond the cut-off; d is within it."""
     qrels = {"a": {"D9": 1, "D10": 0}, "b": {"D1": 1}, "c": {"D101": 1}, "d": {"D100": 3}, "e": {"D1": 0}}
     hundred = {f"D{i}": i for i in range(1, 102)}
     ranks = {"a": {"D9": 5, "D2": 5, "D10": 5, "D1": 7}, "c": hundred, "d": hundred, "e": {"D1": 1}, "x": {"D1": 1}}
@@ -131,8 +131,8 @@ BAD_NAMES += " bpref@10 map.10 runid relstring official iprec_at_recall.1.5 P@5@
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES.split(), "", "P@5 ", "P@\u0665", "MRR@10\n"])
-def test_unknown_names_are_refused_and_known_ones_told(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is no measure that is known\. Known are MRR, MAP, NDCG; MRR@k, .*, map, "):
+def test_unknown_names_are_refused_and_known_names_listed(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a known measure\. Known are MRR, MAP, NDCG; .*MRR@k, .*, map, "):
         measure_per_query(name, QRELS, RUN)
 
 
@@ -143,8 +143,8 @@ def test_a_cut_off_that_is_missing(name: str, example: str) -> None:
 
 
 def test_a_relevance_that_would_fill_the_memory() -> None:
-    """Of which trec_eval makes a measure of 0, or no end."""
-    with pytest.raises(ValueError, match="relevance of 999999999 is more than"):
+    """trec_eval would return 0, or not end."""
+    with pytest.raises(ValueError, match="relevance of 999999999 is above 10000"):
         measure_per_query("NDCG@10", {"a": {"D1": 999_999_999}}, RUN)
     assert measure_per_query("MRR", {"c": {"D1": 999_999_999}}, RUN) == {"c": 1.0}
     assert measure_per_query("NDCG", {"c": {"D1": 10_000}}, RUN) == {"c": 1.0}

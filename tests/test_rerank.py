@@ -80,7 +80,7 @@ def test_the_scores_file_is_as_documented(inputs: Path, tmp_path: Path) -> None:
         assert (query_id, passage_id) == (f"q{i % 3}", f"D{i % 7}_{i}")
         assert 0 < float(score) < 1
         assert repr(float(score)) == score
-    assert sorted(os.listdir(tmp_path)) == ["scores", "scores.log"]
+    assert sorted(os.listdir(tmp_path)) == ["scores", "scores.log", "scores.speed.json"]
 
 
 def test_examples_of_several_blocks_keep_their_order(

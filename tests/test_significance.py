@@ -20,7 +20,7 @@ def no_warnings():
 
 
 def test_by_hand() -> None:
-    """Differences 3, 1, -1, 0, 2: of the 16 ways to sign 1, 1, 2, 3 six come to 5 or more: 7, 5, 5, -7, -5, -5."""
+    """Differences 3, 1, -1, 0, 2: six of the 16 signed sums of 1, 1, 2, 3 are 5 or more: 7, 5, 5, -7, -5, -5."""
     found = compare([4, 2, 1, 3, 5], [1, 1, 2, 3, 3])
     assert found.difference == 1.0
     assert found.randomization_p == 6 / 16
@@ -34,8 +34,8 @@ def test_equal_runs() -> None:
     assert compare([0.5, 0, 1], [0.5, 0, 1]) == Comparison(0.0, 1.0, 1.0, 0.0, 0, 3, 0)
 
 
-def test_a_difference_that_is_the_same_for_all_queries() -> None:
-    """t is infinite; the randomization test has two of eight signings. Rounding makes no difference."""
+def test_a_difference_that_is_equal_for_all_queries() -> None:
+    """t is infinite; two of the eight signed sums are as extreme. Rounding changes nothing."""
     assert compare([1, 2, 3], [0.5, 1.5, 2.5]) == Comparison(0.5, 0.0, 0.25, math.inf, 3, 0, 0)
     rounded = compare([0.2, 0.1, 0.3], [0.3, 0.2, 0.4])
     assert rounded == Comparison(pytest.approx(-0.1), 0.0, 0.25, -math.inf, 0, 0, 3)
@@ -47,8 +47,8 @@ def test_rounding_is_a_tie() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_randomization_test_is_exact_where_queries_are_few(seed: int) -> None:
-    """Against all signs written out, and scipy; values of few digits, so that sums tie."""
+def test_randomization_test_is_exact_for_few_queries(seed: int) -> None:
+    """Compared with all signed sums and with scipy; values have few digits, so that sums tie."""
     stream = random.Random(seed)
     n = stream.randint(2, 10)
     values, baseline = ([stream.randint(0, 4) / 4 for _ in range(n)] for _ in range(2))
@@ -66,8 +66,8 @@ def test_randomization_test_is_exact_where_queries_are_few(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_signs_come_to_the_p_of_scipy(seed: int) -> None:
-    """More queries than can be written out: two Monte Carlo tests agree within their standard errors."""
+def test_random_signs_give_the_p_of_scipy(seed: int) -> None:
+    """Too many queries for all signs: two Monte Carlo tests agree within their standard errors."""
     generator = np.random.default_rng(seed)
     values, baseline = generator.random(57) + 0.08, generator.random(57)
     found = compare(values, baseline, draws=20_000)
@@ -89,10 +89,10 @@ def test_random_signs_and_all_signs_agree() -> None:
     generator = np.random.default_rng(3)
     values, baseline = generator.random(15) + 0.15, generator.random(15)
     exact = compare(values, baseline, draws=1 << 15).randomization_p
-    drawn = compare(values, baseline, draws=(1 << 15) - 1).randomization_p
-    assert drawn * (1 << 15) == round(drawn * (1 << 15))  # (b + 1) / (draws + 1)
-    assert exact != drawn
-    assert abs(exact - drawn) < 5 * math.sqrt(exact * (1 - exact) / (1 << 15))
+    sampled = compare(values, baseline, draws=(1 << 15) - 1).randomization_p
+    assert sampled * (1 << 15) == round(sampled * (1 << 15))  # (b + 1) / (draws + 1)
+    assert exact != sampled
+    assert abs(exact - sampled) < 5 * math.sqrt(exact * (1 - exact) / (1 << 15))
 
 
 def test_a_p_of_random_signs_is_never_0() -> None:
@@ -101,7 +101,7 @@ def test_a_p_of_random_signs_is_never_0() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 40])
-def test_swapping_the_runs_turns_the_signs_only(n: int) -> None:
+def test_swapping_the_runs_changes_only_the_signs(n: int) -> None:
     generator = np.random.default_rng(n)
     values, baseline = generator.random((2, n)).round(1)
     one, other = compare(values, baseline, draws=5_000), compare(baseline, values, draws=5_000)
@@ -110,14 +110,15 @@ def test_swapping_the_runs_turns_the_signs_only(n: int) -> None:
     )
 
 
-def test_the_seed_decides_the_draws() -> None:
+def test_the_seed_decides_the_random_signs() -> None:
     values, baseline = np.random.default_rng(0).random((2, 40))
     assert compare(values, baseline, 1, 500) == compare(values, baseline, 1, 500)
     assert len({compare(values, baseline, seed, 500).randomization_p for seed in range(10)}) > 1
 
 
-def test_p_is_uniform_where_there_is_no_difference() -> None:
-    """2,000 pairs of runs of one distribution: p <= x in a share x of them (Kolmogorov and Smirnov)."""
+@pytest.mark.slow
+def test_p_is_uniform_without_a_difference() -> None:
+    """2,000 pairs of runs from one distribution: p <= x for a share x of them (Kolmogorov-Smirnov test)."""
     generator = np.random.default_rng(5)
     found = [compare(*generator.random((2, 25)), seed=seed, draws=399) for seed in range(2_000)]
     for p_values in ([one.t_test_p for one in found], [one.randomization_p for one in found]):
@@ -127,16 +128,16 @@ def test_p_is_uniform_where_there_is_no_difference() -> None:
 
 def test_blocks_of_signs_change_nothing(monkeypatch) -> None:
     values, baseline = np.random.default_rng(1).random((2, 30))
-    few, many = compare(values[:12], baseline[:12]), compare(values, baseline, draws=4_000)
-    monkeypatch.setattr("evaluation.significance._BLOCK", 32 * 30)  # 32 rows, whose bits fill whole words
-    assert compare(values[:12], baseline[:12]) == few
-    assert compare(values, baseline, draws=4_000) == many
+    exact, sampled = compare(values[:12], baseline[:12]), compare(values, baseline, draws=4_000)
+    monkeypatch.setattr("evaluation.significance._BLOCK", 32 * 30)  # 32 rows: their bits fill whole words
+    assert compare(values[:12], baseline[:12]) == exact
+    assert compare(values, baseline, draws=4_000) == sampled
 
 
 @pytest.mark.parametrize(
     ("values", "baseline", "message"),
     [
-        ([1, 2], [1, 2, 3], "2 values and 3 of the baseline"),
+        ([1, 2], [1, 2, 3], "2 values of the run and 3 of the baseline"),
         ([1], [2], "at least two queries"),
         ([], [], "at least two queries"),
         ([1, math.nan], [1, 2], "not finite"),
@@ -153,7 +154,7 @@ def test_refuses(values, baseline, message: str) -> None:
     [
         ([], []),
         ([0.04], [0.04]),
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 * .005, 3 * .01, 2 * .03, and .04 not below that
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 * .005, 3 * .01, 2 * .03; .04 becomes the same
         ([0.02, 0.02, 0.9], [0.06, 0.06, 0.9]),
         ([0.6, 0.7], [1.0, 1.0]),
         ([0.0, 1.0], [0.0, 1.0]),

