@@ -40,7 +40,7 @@ Out: a model directory. With --layers it has the embeddings, these layers and th
         type=int,
         help="from scratch: number of attention heads; the attention loss needs as many as the teacher has",
     )
-    parser.add_argument("--intermediate_size", type=int, help="from scratch: size of the feed-forward layer (default 4 * hidden size)")
+    parser.add_argument("--intermediate_size", type=int, help="from scratch: inner size (default 4 * hidden size)")
     parser.add_argument("--seed", type=int, default=42, help="of the initial values (default 42)")
     parser.add_argument(
         "--do_lower_case",
