@@ -1,4 +1,4 @@
-"""Pairs, or plain text, in; pickled features out."""
+"""Pairs or plain text in; pickled features out."""
 
 import argparse
 import itertools
@@ -36,32 +36,32 @@ In:  tab-separated UTF-8 lines, `.gz` or not: example_id, query, passage, and wi
      Ids of dev and test pairs are query_id#passage_id.
      With --set_name general plain text, UTF-8, `.gz` or not: a sentence or a paragraph a line, blank lines between
      documents.
-Out: pickled features, which distill.py and rerank.py read, and a line about them in OUTPUT_FEATURES_FILE.log.
-     With --set_name general examples without labels, for general distillation: all of the text in order, packed into
-     [CLS] A [SEP] B [SEP] of --max_seq_length tokens each; only the last may be shorter, and a single token left over
-     is dropped. B begins where a document begins; in an example that lies within one document, with a line of it; in
-     one that lies within a line, anywhere.
-A line that does not fit is an error that names it. With --skip_malformed it is left out, and listed with the reason in
+Out: pickled features for distill.py and rerank.py, and a line about them in OUTPUT_FEATURES_FILE.log.
+     With --set_name general examples without labels, for general distillation: the whole text in order, as examples
+     [CLS] A [SEP] B [SEP] of --max_seq_length tokens. The last example may be shorter; a single remaining token is
+     dropped. B begins with a document. If no document begins inside the example, B begins with a line; if no line
+     begins there, B begins at any token.
+A malformed line is an error that names it. With --skip_malformed such a line is skipped, and listed with the reason in
 OUTPUT_FEATURES_FILE.rejected.tsv.""",
     )
     parser.add_argument(
         "--set_name",
         choices=SET_NAMES,
         required=True,
-        help="train pairs have labels, dev and test pairs none; general is plain text",
+        help="train pairs have labels, dev and test pairs have none; general is plain text",
     )
     parser.add_argument("--raw_data_file", type=Path, required=True, help="the pairs, or the plain text")
     parser.add_argument("--output_features_file", type=Path, required=True, help="the features to write")
     parser.add_argument(
         "--bert_model_dir",
         required=True,
-        help="a model directory, or an id of the Hugging Face Hub: its vocab.txt or tokenizer.json is used",
+        help="the model with the vocabulary: a directory, or an id of the Hugging Face Hub",
     )
     parser.add_argument(
         "--max_seq_length",
         type=int,
         default=256,
-        help="longest example in tokens, [CLS] and [SEP] counted; with general the length of all (default 256)",
+        help="most tokens of an example, with [CLS] and [SEP]; with general the length of all (default 256)",
     )
     parser.add_argument(
         "--do_lower_case",
@@ -72,26 +72,25 @@ OUTPUT_FEATURES_FILE.rejected.tsv.""",
     parser.add_argument(
         "--seed",
         type=int,
-        help=f"with general: of the draw where B begins, among several places (default {DEFAULT_SEED})",
+        help=f"with general: samples where B begins if there are several places (default {DEFAULT_SEED})",
     )
     parser.add_argument(
         "--skip_malformed",
         action="store_true",
-        help="leave out pairs that do not fit, and list them; not with general, where to leave out a line would join "
-        "what stood around it",
+        help="skip malformed pairs, and list them; not for general, where it would join the lines before and after",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
     args = parser.parse_args()
     if not 5 <= args.max_seq_length <= 1 << 20:
         raise InputError("--max_seq_length: needs to be from 5 (3 control tokens, 2 words) to 1048576")
     if args.seed is not None and args.set_name != "general":
-        raise InputError(f"--seed: nothing is drawn with --set_name {args.set_name}; leave it out")
+        raise InputError(f"--seed: has no effect with --set_name {args.set_name}; leave it out")
     if args.seed is None:
         args.seed = DEFAULT_SEED
     if args.seed < 0:
         raise InputError("--seed: needs to be 0 or more")
     if args.skip_malformed and args.set_name == "general":
-        raise InputError("--skip_malformed: is for pairs; leave it out with --set_name general, and mend the text")
+        raise InputError("--skip_malformed: is for pairs; leave it out with --set_name general, and correct the text")
     for output in (args.output_features_file, RejectedLines(args.output_features_file).path):
         refuse_existing(output, "--output_features_file", args.overwrite, [args.raw_data_file])
     return args
@@ -100,7 +99,7 @@ OUTPUT_FEATURES_FILE.rejected.tsv.""",
 def pair_examples(
     args: argparse.Namespace, tokenizer: WordPiece, on_malformed: OnMalformed | None
 ) -> Iterator[Example]:
-    """The pairs of the input, tokenized."""
+    """Yields the tokenized pairs of the input."""
     pairs, texts = itertools.tee(read_pairs(args.raw_data_file, args.set_name == "train", on_malformed))
     texts = ((pair.query, pair.passage) for pair in texts)
     encoded = encode_pairs(tokenizer, texts, args.max_seq_length, useful_processes())
@@ -110,9 +109,9 @@ def pair_examples(
 
 
 def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter) -> Iterator[Example]:
-    """The text of the input, packed. Counts its documents, lines and tokens in `seen`.
+    """Yields examples packed from the text of the input. Counts its documents, lines and tokens in `seen`.
 
-    Raises InputError where the text makes no example.
+    Raises InputError if the text has fewer than two tokens.
     """
 
     def lines() -> Iterator[TextLine]:
@@ -128,7 +127,7 @@ def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter)
             seen["tokens"] += len(input_ids) - 3
             progress.update(len(input_ids) - 3)
     if not seen["tokens"]:
-        raise InputError(f"{args.raw_data_file} holds no words, or a single one; name a text")
+        raise InputError(f"{args.raw_data_file} has no words, or a single one; name another file")
 
 
 def main() -> None:

@@ -1,79 +1,95 @@
-"""Re-ranking: rerank.py against the published algorithm written out plainly, and against CrossEncoder."""
+"""Re-ranking: rerank.py against the reference implementation, and against CrossEncoder."""
+# ruff: noqa: E402
 
 import argparse
-import importlib.util
-import json
-import re
 import sys
-import tempfile
-import time
 from pathlib import Path
-
-import numpy as np
-import safetensors.torch
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import plain
-from benchmarks.made_up import HEADS, Shape, last_json, machine, make_model, make_pairs, run, shape
-from formats.features import Features
-from formats.pairs import read_pairs
-from formats.scores import read_scores
-from runtime.device import choose_device, dtype_of
+from benchmarks.synthetic import Shape, shape
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import run_script
 
-PLAIN_BATCH = 100
-WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of them are two tokens
-# Of a score, from 0 to 1, against the plain version's.
+# Of a score from 0 to 1, against the reference implementation in fp32.
 TOLERANCES = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Re-ranks made-up pairs, of full length and of 15 to 150 words, with a student of random weights:
-by tokenize_to_features.py and rerank.py in each precision, by the plain version (100 padded pairs at a time), by
-CrossEncoder where sentence-transformers is installed, and with a teacher by rerank.py. Prints pairs/s and ratios.
+        description="""Re-ranks synthetic pairs, of full length and of 15 to 150 words, with a student of random
+weights: by tokenize_to_features.py and rerank.py in each precision, by the reference implementation (100 padded pairs
+per batch), and by CrossEncoder if sentence-transformers is installed. Re-ranks some pairs with a teacher by rerank.py,
+too. Prints pairs/s and ratios.
 
   python benchmarks/reranking.py
 
-Each runs in a process of its own, in turn. Tokenization is counted on the sides of rerank.py and CrossEncoder, loading
-a model on none. Ends with status 1 where scores differ from the plain ones by more than the precision explains.""",
+Each run is a separate process, one after the other. The time of tokenization counts for rerank.py and CrossEncoder;
+the time to load a model counts for none. The exit status is 1 if scores differ from those of the reference
+implementation by more than the precision explains.""",
     )
     parser.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
     parser.add_argument("--teacher", type=shape, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
     parser.add_argument("--max_seq_length", type=int, default=256, help="tokens (default 256)")
     parser.add_argument("--pairs", type=int, default=400, help="of each kind; a tenth for the teacher (default 400)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each, of which the best counts (default 2)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each; the fastest counts (default 2)")
     parser.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,fp16)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # plain or crossencoder, file, precision
-    args = parser.parse_args()
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # reference or crossencoder, file, precision
+    return parser.parse(check_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises InputError for flags that cannot work, and splits --precisions."""
     for name, least in (("pairs", 10), ("rounds", 1), ("max_seq_length", 50)):
         if getattr(args, name) < least:
             raise InputError(f"--{name}: needs to be {least} or more")
-    args.device = str(choose_device(args.device))
-    args.precisions = (args.precisions or ("fp32,bf16,int8" if args.device == "cpu" else "fp32,fp16")).split(",")
-    if not {"fp32"} <= set(args.precisions) <= set(TOLERANCES):
-        raise InputError(f"--precisions: fp32, and of {', '.join(TOLERANCES)} what you want, with commas")
-    return args
+    if args.precisions is not None:
+        args.precisions = args.precisions.split(",")
+        if not {"fp32"} <= set(args.precisions) <= set(TOLERANCES):
+            raise InputError(f"--precisions: takes fp32 and any of {', '.join(TOLERANCES)}, separated by commas")
+
+
+if __name__ == "__main__":
+    args = parse_args()  # before the imports below, which take seconds
+
+import importlib.util
+import json
+import re
+import tempfile
+import time
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from benchmarks import reference
+from benchmarks.child import last_json, reranking_seconds, run
+from benchmarks.machine import describe_torch_machine
+from benchmarks.synthetic import HEADS, make_model, make_pairs
+from formats.features import Features
+from formats.pairs import read_pairs
+from formats.scores import read_scores
+from runtime.device import choose_device, dtype_of
+from runtime.script import run_script
+
+REFERENCE_BATCH = 100
+WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of the words have two tokens
 
 
 @torch.inference_mode()
-def score_plainly(args: argparse.Namespace, features_file: Path) -> None:
-    """In a child: prints scores and seconds of the plain version, tokenization not counted."""
+def score_by_reference(args: argparse.Namespace, features_file: Path) -> None:
+    """In a child: prints scores and seconds of the reference implementation, without tokenization."""
     device = choose_device(args.device)
     loaded = safetensors.torch.load_file(features_file.with_name("student") / "model.safetensors")
     weights = {name: tensor.to(device) for name, tensor in loaded.items()}
     features = Features(features_file)
     scores: list[float] = []
     start = time.monotonic()
-    for first in range(0, len(features), PLAIN_BATCH):
-        arrays = features.batch(range(first, min(first + PLAIN_BATCH, len(features))), args.max_seq_length)
+    for first in range(0, len(features), REFERENCE_BATCH):
+        arrays = features.batch(range(first, min(first + REFERENCE_BATCH, len(features))), args.max_seq_length)
         batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        logits = plain.bert(weights, HEADS, batch)[0]
+        logits = reference.bert(weights, HEADS, batch)[0]
         scores += torch.softmax(logits, dim=-1)[:, 1].tolist()
     print(json.dumps({"scores": scores, "seconds": time.monotonic() - start}))
 
@@ -96,7 +112,7 @@ def score_by_crossencoder(args: argparse.Namespace, pairs_file: Path, precision:
 
 
 def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
-    """The features of pairs, and the seconds that they took."""
+    """Runs tokenize_to_features.py. Returns the features file, and the seconds that it took."""
     features_file = pairs_file.with_suffix(".features")
     flags = ["--set_name", "test", "--raw_data_file", pairs_file, "--output_features_file", features_file]
     flags += ["--bert_model_dir", pairs_file.with_name("student"), "--max_seq_length", args.max_seq_length]
@@ -106,33 +122,33 @@ def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
 
 
 def rerank(args: argparse.Namespace, model: str, features_file: Path, precision: str) -> tuple[np.ndarray, float]:
-    """The scores of rerank.py, and its seconds."""
+    """Runs rerank.py. Returns its scores (passages,), and its seconds."""
     output = features_file.with_suffix(".scores")
     flags = ["--model_dir", features_file.with_name(model), "--features_file", features_file, "--overwrite"]
     flags += ["--output_scores_file", output, "--precision", precision, "--device", args.device]
-    printed, _ = run(["rerank.py", *flags])
-    scores = np.array([row.score for row in read_scores(output)])
-    return scores, len(scores) / float(re.findall(r"([\d.]+) passages/s", printed)[-1])
+    run(["rerank.py", *flags])
+    return np.array([row.score for row in read_scores(output)]), reranking_seconds(output)
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
+    args.device = str(choose_device(args.device))
+    precisions = args.precisions or (["fp32", "bf16", "int8"] if args.device == "cpu" else ["fp32", "fp16"])
     if args.child:
-        what, file, precision = args.child
-        if what == "plain":
-            score_plainly(args, Path(file))
+        side, file, precision = args.child
+        if side == "reference":
+            score_by_reference(args, Path(file))
         else:
             score_by_crossencoder(args, Path(file), precision)
         return
-    print(machine())
+    print(describe_torch_machine())
     own = [__file__, *sys.argv[1:], "--child"]
     has_crossencoder = importlib.util.find_spec("sentence_transformers") is not None
     if not has_crossencoder:
         print("sentence-transformers is not installed, so CrossEncoder is not measured")
     speeds: dict[str, float] = {}
-    worst: dict[str, float] = dict.fromkeys(args.precisions, 0.0)
+    worst: dict[str, float] = dict.fromkeys(precisions, 0.0)
 
-    def keep(name: str, count: int, seconds: float) -> None:
+    def note(name: str, count: int, seconds: float) -> None:
         speeds[name] = max(count / seconds, speeds.get(name, 0.0))
         print(f"    {name}: {count / seconds:.1f} pairs/s", flush=True)
 
@@ -151,31 +167,31 @@ def main() -> None:
         for _ in range(args.rounds):
             for kind in WORDS:
                 features_file, tokenizing = tokenize(args, files[kind])
-                expected = last_json(run([*own, "plain", features_file, "fp32"]).printed)
-                keep(f"plain fp32, {kind}", args.pairs, expected["seconds"])
-                for precision in args.precisions:
+                expected = last_json(run([*own, "reference", features_file, "fp32"]).printed)
+                note(f"reference fp32, {kind}", args.pairs, expected["seconds"])
+                for precision in precisions:
                     scores, seconds = rerank(args, "student", features_file, precision)
                     worst[precision] = max(worst[precision], float(np.abs(scores - expected["scores"]).max()))
-                    keep(f"rerank.py {precision}, {kind}", args.pairs, tokenizing + seconds)
+                    note(f"rerank.py {precision}, {kind}", args.pairs, tokenizing + seconds)
                     if has_crossencoder and precision != "int8":
                         said = last_json(run([*own, "crossencoder", files[kind], precision]).printed)
-                        keep(f"CrossEncoder {precision}, {kind}", args.pairs, said["seconds"])
-            for precision in args.precisions:
-                keep(f"teacher {precision}", args.pairs // 10, rerank(args, "teacher", few, precision)[1])
+                        note(f"CrossEncoder {precision}, {kind}", args.pairs, said["seconds"])
+            for precision in precisions:
+                note(f"teacher {precision}", args.pairs // 10, rerank(args, "teacher", few, precision)[1])
 
-    for precision in args.precisions:
-        print(f"{precision}: scores differ from the plain ones by {worst[precision]:.1e} at most")
+    for precision in precisions:
+        print(f"{precision}: scores differ from the reference by {worst[precision]:.1e} at most")
         for kind in WORDS:
             speed = speeds[f"rerank.py {precision}, {kind}"]
-            against = [f"{speed / speeds[f'plain fp32, {kind}']:.2f} x plain fp32"]
+            ratios = [f"{speed / speeds[f'reference fp32, {kind}']:.2f} x reference fp32"]
             crossencoder = speeds.get(f"CrossEncoder {precision}, {kind}")
             if crossencoder:
-                against.append(f"{speed / crossencoder:.2f} x CrossEncoder {precision}")
+                ratios.append(f"{speed / crossencoder:.2f} x CrossEncoder {precision}")
             if kind == "full":
-                against.append(f"{speed / speeds[f'teacher {precision}']:.1f} x teacher {args.teacher}")
-            print(f"rerank.py {precision}, {kind}: {', '.join(against)}")
-    sys.exit(0 if all(worst[precision] <= TOLERANCES[precision] for precision in args.precisions) else 1)
+                ratios.append(f"{speed / speeds[f'teacher {precision}']:.1f} x teacher {args.teacher}")
+            print(f"rerank.py {precision}, {kind}: {', '.join(ratios)}")
+    sys.exit(0 if all(worst[precision] <= TOLERANCES[precision] for precision in precisions) else 1)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, args)

@@ -1,4 +1,4 @@
-"""Tokenization of pairs, and the size of features, next to the published tokenizer."""
+"""Tokenization of pairs and size of features, against the reference implementation of the published tokenizer."""
 
 import argparse
 import itertools
@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
-from benchmarks.plain_tokenization import PaddedExample, tokenize, write_csv
+from benchmarks.reference_tokenization import PaddedExample, tokenize, write_csv
 from formats.features import Features
 from formats.lines import read_lines
 from formats.pairs import Pair, read_pairs, write_pairs
@@ -38,30 +38,30 @@ SPACES = " \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029\u3000\u200b\ufeff\ufff
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Runs tokenize_to_features.py over pairs, the published tokenizer written out plainly
-(benchmarks/plain_tokenization.py) over some of them, and prints how many pairs/s and bytes a pair both make. Compares
+        description="""Runs tokenize_to_features.py on pairs, and the reference implementation of the published
+tokenizer (benchmarks/reference_tokenization.py) on some of them. Prints pairs/s and bytes per pair of both. Compares
 the token ids of these pairs, and of random Unicode strings, with and without lower case.
 
-  python benchmarks/tokenization.py                                            made-up pairs, under a minute
+  python benchmarks/tokenization.py                                            synthetic pairs, under a minute
   python benchmarks/tokenization.py --pairs train.tsv --bert_model_dir teacher/
 
-Our side counts from the start of the script to the end of its file, the plain one tokenization and writing alone. Ends
-with status 1 where ids differ.""",
+The time of tokenize_to_features.py is that of the whole script. The time of the reference is tokenization and writing
+alone. The exit status is 1 if ids differ.""",
     )
-    parser.add_argument("--pairs", type=Path, help="pairs of either kind (default: made-up ones)")
-    parser.add_argument("--bert_model_dir", help="whose vocabulary is taken (default: a made-up one)")
-    parser.add_argument("--num_pairs", type=int, default=100_000, help="how many are made up (default 100000)")
-    parser.add_argument("--num_plain_pairs", type=int, default=2000, help="spread over all pairs (default 2000)")
+    parser.add_argument("--pairs", type=Path, help="pairs with or without labels (default: synthetic pairs)")
+    parser.add_argument("--bert_model_dir", help="a model with the vocabulary (default: a synthetic vocabulary)")
+    parser.add_argument("--num_pairs", type=int, default=100_000, help="number of synthetic pairs (default 100000)")
+    parser.add_argument("--num_plain_pairs", type=int, default=2000, help="pairs of the reference (default 2000)")
     parser.add_argument("--num_strings", type=int, default=100_000, help="random Unicode strings (default 100000)")
     parser.add_argument("--max_seq_length", type=int, default=256, help="(default 256)")
     args = parser.parse_args()
     if min(args.num_pairs, args.num_plain_pairs, args.num_strings) < 1 or args.max_seq_length < 5:
-        raise InputError("--num_pairs, --num_plain_pairs, --num_strings, --max_seq_length: at least 1, 1, 1, 5")
+        raise InputError("--num_pairs, --num_plain_pairs, --num_strings, --max_seq_length: need at least 1, 1, 1, 5")
     return args
 
 
 def make_vocabulary(draw: random.Random) -> list[str]:
-    """Of BERT's size: characters, alone and inside of words, made-up words, and their ends."""
+    """A vocabulary of BERT's size: characters at the start of words and inside, random words, and ends of words."""
     characters = [*LETTERS, *SIGNS, *map(chr, range(0xA1, 0x250)), *map(chr, range(0x4E00, 0x5200))]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{char}" for char in characters)]
     words = ("".join(draw.choices(LETTERS[:26], k=draw.randint(2, 9))) for _ in range(30_000))
@@ -70,7 +70,7 @@ def make_vocabulary(draw: random.Random) -> list[str]:
 
 
 def make_pairs(draw: random.Random, tokens: list[str], count: int) -> Iterator[Pair]:
-    """Passages of words as frequent as in language (Zipf-Mandelbrot); of ten words one has no token of its own."""
+    """Yields pairs with word frequencies of natural language (Zipf-Mandelbrot). One word in ten has several tokens."""
     known = [token for token in tokens if len(token) > 1 and token.isalpha()]
     words = [word if draw.random() < 0.9 else word + draw.choice(known) for word in known * 3]
     draw.shuffle(words)
@@ -84,7 +84,7 @@ def make_pairs(draw: random.Random, tokens: list[str], count: int) -> Iterator[P
 
 
 def random_string(draw: random.Random) -> str:
-    """Up to 40 characters: of all planes, accents, Chinese, white space and controls; now and then a long word."""
+    """Up to 40 characters of all planes, with many accents, Chinese, white space and controls; rarely a long word."""
 
     def character() -> str:
         kind = draw.randrange(10)
@@ -104,7 +104,7 @@ def random_string(draw: random.Random) -> str:
 
 
 def with_characters(tokens: list[str], texts: list[str]) -> list[str]:
-    """A vocabulary that also knows every character of the texts, so that no difference hides behind [UNK]."""
+    """Adds every character of the texts to a vocabulary. Else [UNK] would hide differences."""
     characters = {
         char for text in texts for form in (text, text.lower()) for char in form + unicodedata.normalize("NFD", form)
     }
@@ -113,7 +113,7 @@ def with_characters(tokens: list[str], texts: list[str]) -> list[str]:
 
 
 def differing_strings(draw: random.Random, tokens: list[str], count: int) -> int:
-    """Prints the speed of both sides over random strings; returns how many have other ids."""
+    """Prints the speed of both sides on random strings; returns how many strings have different ids."""
     texts = [random_string(draw) for _ in range(count)]
     tokens = with_characters(tokens, texts)
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -123,18 +123,18 @@ def differing_strings(draw: random.Random, tokens: list[str], count: int) -> int
         start = time.perf_counter()
         ours = [tokenizer.encode(text).tolist() for text in texts]
         ours_end = time.perf_counter()
-        plain = [[vocabulary[piece] for piece in tokenize(text, vocabulary, do_lower_case)] for text in texts]
-        plain_end = time.perf_counter()
-        differing += sum(a != b for a, b in zip(ours, plain, strict=True))
+        expected = [[vocabulary[piece] for piece in tokenize(text, vocabulary, do_lower_case)] for text in texts]
+        reference_end = time.perf_counter()
+        differing += sum(a != b for a, b in zip(ours, expected, strict=True))
         print(
-            f"random strings, {'lower' if do_lower_case else 'kept'} case: {count / (ours_end - start):,.0f} a second, "
-            f"plain {count / (plain_end - ours_end):,.0f}, on one core"
+            f"random strings, {'lower case' if do_lower_case else 'case kept'}: {count / (ours_end - start):,.0f} per "
+            f"second, reference {count / (reference_end - ours_end):,.0f}, on one core"
         )
     return differing
 
 
 def run_script_measured(pairs_file: Path, set_name: str, features_file: Path, model_dir: Path, length: int) -> float:
-    """Seconds of tokenize_to_features.py, from its start to its end."""
+    """Runs tokenize_to_features.py, and returns the seconds that it took."""
     command = [sys.executable, "tokenize_to_features.py", "--set_name", set_name, "--raw_data_file", pairs_file]
     command += ["--output_features_file", features_file, "--bert_model_dir", model_dir, "--max_seq_length", length]
     start = time.perf_counter()
@@ -142,10 +142,10 @@ def run_script_measured(pairs_file: Path, set_name: str, features_file: Path, mo
     return time.perf_counter() - start
 
 
-def same_examples(features: Features, indices: np.ndarray, plain: list[PaddedExample], labels: list[int]) -> bool:
-    """Whether the features at `indices` hold what the plain tokenizer made."""
+def same_examples(features: Features, indices: np.ndarray, expected: list[PaddedExample], labels: list[int]) -> bool:
+    """Whether the features at `indices` are those of the reference tokenizer."""
     batch = features.batch(indices, features.header.max_seq_length)
-    columns = zip(*plain, strict=True)  # ids, mask, segments: each (n, max_seq_length)
+    columns = zip(*expected, strict=True)  # ids, mask, segments: each (n, max_seq_length)
     names = ("input_ids", "attention_mask", "token_type_ids")
     return batch["labels"].tolist() == labels and all(
         np.array_equal(batch[name], column) for name, column in zip(names, columns, strict=True)
@@ -153,7 +153,7 @@ def same_examples(features: Features, indices: np.ndarray, plain: list[PaddedExa
 
 
 def same_pairs(directory: Path, pairs_file: Path, model_dir: Path, tokens: list[str], length: int, count: int) -> bool:
-    """Prints speed and size of both sides, the plain one over `count` pairs; returns whether these are the same."""
+    """Prints speed and size of both sides. Returns whether the `count` pairs of the reference are the same in both."""
     labelled = next(read_lines(pairs_file))[1].count("\t") == 3
     pairs = list(read_pairs(pairs_file, labelled))
     queries, passages = ({getattr(pair, side) for pair in pairs} for side in ("query", "passage"))
@@ -166,18 +166,18 @@ def same_pairs(directory: Path, pairs_file: Path, model_dir: Path, tokens: list[
     sample = np.linspace(0, len(pairs) - 1, min(count, len(pairs)), dtype=int)
     sampled = [pairs[i] for i in sample]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    with open(directory / "plain.csv", "w", encoding="utf-8") as file:
+    with open(directory / "reference.csv", "w", encoding="utf-8") as file:
         start = time.perf_counter()
-        plain = list(write_csv(file, sampled, vocabulary, True, length))
-        plain_seconds = time.perf_counter() - start
+        expected = list(write_csv(file, sampled, vocabulary, True, length))
+        reference_seconds = time.perf_counter() - start
 
-    speeds = len(pairs) / seconds, len(sampled) / plain_seconds
+    speeds = len(pairs) / seconds, len(sampled) / reference_seconds
     sizes = os.path.getsize(directory / "features") / len(pairs), os.path.getsize(file.name) / len(sampled)
-    print(f"{'':34} {'here':>10} {'plain':>10} {'ratio':>8}")
-    print(f"{'pairs a second':34} {speeds[0]:10,.0f} {speeds[1]:10,.0f} {speeds[0] / speeds[1]:8.1f}")
-    name = f"bytes a pair, {features.lengths.mean():.0f} tokens"
+    print(f"{'':34} {'here':>10} {'reference':>10} {'ratio':>8}")
+    print(f"{'pairs/s':34} {speeds[0]:10,.0f} {speeds[1]:10,.0f} {speeds[0] / speeds[1]:8.1f}")
+    name = f"bytes per pair, {features.lengths.mean():.0f} tokens"
     print(f"{name:34} {sizes[0]:10,.0f} {sizes[1]:10,.0f} {sizes[1] / sizes[0]:8.1f}")
-    same = same_examples(features, sample, plain, [pair.label for pair in sampled])
+    same = same_examples(features, sample, expected, [pair.label for pair in sampled])
     print(f"ids, masks, segments and labels of {len(sample):,} pairs: {'the same' if same else 'NOT the same'}")
     return same
 
@@ -201,7 +201,7 @@ def main() -> None:
             write_pairs(pairs_file, make_pairs(draw, tokens, args.num_pairs))
         same = same_pairs(directory, pairs_file, model_dir, tokens, args.max_seq_length, args.num_plain_pairs)
     differing = differing_strings(draw, tokens, args.num_strings)
-    print(f"ids of {args.num_strings:,} random strings, twice: {differing} differ")
+    print(f"ids of {args.num_strings:,} random strings, in both cases: {differing} differ")
     sys.exit(0 if same and not differing else 1)
 
 

@@ -1,1 +1,1 @@
-"""From collections to pairs: passages of documents, and candidates for queries. Nothing here imports torch."""
+"""From collections to pairs: passages of documents, and candidates of queries. Loads no torch."""

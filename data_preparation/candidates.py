@@ -1,4 +1,4 @@
-"""The first ranker: whole documents by BM25. Its candidates are what a cross-encoder re-ranks."""
+"""The first-stage ranker: BM25 on whole documents. A cross-encoder re-ranks its candidates."""
 
 import re
 import sys
@@ -21,9 +21,9 @@ _STOP_WORDS = frozenset(STOPWORDS_EN)
 
 
 class _TermNumbers(dict[str, int]):
-    """`{word: number of its stem}`, or -1 for a stop word, of all words that were looked up so far.
+    """`{word: number of its stem}`, and -1 for a stop word. An entry is computed at its first look-up.
 
-    A collection has few different words and many of each, so that stemming costs nothing beyond their first use.
+    A collection has few distinct words, so most look-ups need no stemming.
     """
 
     def __init__(self) -> None:
@@ -37,18 +37,18 @@ class _TermNumbers(dict[str, int]):
         return self[word]
 
     def of(self, text: str) -> array:
-        """The numbers of a text's terms, in order."""
+        """The numbers of a text's terms, in order: an array of C ints."""
         return array("i", [number for word in _words(text) if (number := self[word]) >= 0])
 
 
 def bm25_candidates(
     documents: Iterable[tuple[str, str]], queries: Mapping[str, str], depth: int
 ) -> dict[str, dict[str, float]]:
-    """A run, `{query_id: {doc_id: score}}`: of the documents that share a term with the query the best `depth`.
+    """Returns a run `{query_id: {doc_id: score}}`: the `depth` best documents that share a term with the query.
 
-    `documents` are ids with texts, read once: what stays in memory is the id of every document, 4 bytes for each of
-    its words, and about 40 for each of its different terms while the index is made. `queries` maps ids to texts. The
-    best document comes first, in trec_eval's order.
+    `documents` are (id, text), read once. `queries` maps ids to texts. The best document comes first, in trec_eval's
+    order. Memory: the id of every document, 4 bytes per word of it, and about 40 bytes per distinct term of it while
+    the index is built.
     """
     term_numbers = _TermNumbers()
     doc_ids: list[str] = []
@@ -70,7 +70,8 @@ def bm25_candidates(
 
 
 def _best(scores: np.ndarray, depth: int) -> dict[int, float]:
-    """`{document: score}` of the best `depth` of (documents,) scores, none of 0; all that tie with the last, too."""
+    """`{document number: score}` of the `depth` best of `scores` (documents,), and of all that tie with the last. No
+    score is 0."""
     found = np.flatnonzero(scores > 0)
     if len(found) > depth:
         last = np.partition(scores[found], -depth)[-depth]
@@ -79,10 +80,10 @@ def _best(scores: np.ndarray, depth: int) -> dict[int, float]:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words of two letters or more. `max_line_length` is three, as BERT reads it."""
+    """Lower-case words of two letters or more. `max_line_length` is three words, as in BERT."""
     return _WORD.findall(text.lower())
 
 
 def _terms(text: str) -> list[str]:
-    """The stems of a text's words that are no stop words."""
+    """The stems of a text's words without stop words."""
     return Stemmer.Stemmer("english").stemWords([word for word in _words(text) if word not in _STOP_WORDS])

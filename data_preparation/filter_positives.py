@@ -1,4 +1,4 @@
-"""Labelled pairs and the teacher's scores of the positives in, labelled pairs with the better positives out."""
+"""Labelled pairs and the teacher's scores of the positives in; labelled pairs with the better positives out."""
 
 import argparse
 import sys
@@ -20,36 +20,36 @@ from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import report, run_script
 
-# A relevant document is one of a query: (query_id, doc_id).
+# (query_id, doc_id)
 RelevantDocument = tuple[str, str]
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Drops positives that the teacher does not find relevant.
+        description="""Drops positives with low teacher scores.
 
   python data_preparation/filter_positives.py --pairs_file train_pairs.tsv.gz --scores_file positives_scores.tsv \\
       --output_pairs_file filtered_pairs.tsv.gz
 
 In:  the pairs of make_train_pairs.py, and scores of rerank.py for all their positives.
-Out: the pairs without the positives that are dropped; a picture of the scores in OUTPUT_PAIRS_FILE.png, figures in
+Out: the pairs without the dropped positives; a plot of the scores in OUTPUT_PAIRS_FILE.png, counts in
      OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
-Every passage of a relevant document bears the document's label, but few hold what was asked for. Of each query and
-relevant document those stay that are both among the --best and at --threshold or above; of equal scores the lower
-passage number is better. A document may so lose all, and a query too: its negatives stay, as they are no more relevant
-than before, and are counted.""",
+Every passage of a relevant document has the label of the document, but only few answer the query. For each query and
+relevant document, a positive stays if it is among the --best ones and its score is --threshold or more. Of equal scores
+the lower passage number is better. A document can lose all its positives, and so can a query. Such a query keeps its
+negatives; the report counts them.""",
     )
     parser.add_argument("--pairs_file", type=Path, required=True, help="labelled pairs")
     parser.add_argument("--scores_file", type=Path, required=True, help="query_id, passage_id, score of each positive")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score, a probability; 0 for any (default 0.5)"
+        "--threshold", type=float, default=0.5, help="least score, a probability; 0 for no limit (default 0.5)"
     )
     parser.add_argument(
         "--best",
         type=int,
         default=1,
-        help="most positives of a document; 0 for any number. The default is 1, as MaxP ranks a document by its best "
-        "passage alone: no other needs to look relevant",
+        help="most positives of a document; 0 for no limit (default 1, because MaxP ranks a document by its best "
+        "passage alone)",
     )
     parser.add_argument(
         "--keep_best", action="store_true", help="keep the best passage of each document, also below --threshold"
@@ -58,13 +58,13 @@ than before, and are counted.""",
     parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
-        raise InputError(f"--threshold: {args.threshold} is no probability from 0 to 1")
+        raise InputError(f"--threshold: {args.threshold} is not a probability from 0 to 1")
     if args.best < 0:
         raise InputError(f"--best: {args.best} is below 0")
     if args.threshold == 0 and args.best == 0:
-        raise InputError("--threshold and --best: with 0 for both nothing is filtered; set one of them")
+        raise InputError("--threshold and --best: with both 0 nothing is filtered; set one of them")
     if args.keep_best and args.threshold == 0:
-        raise InputError("--keep_best: has no use with --threshold 0, which drops no best one; leave it out")
+        raise InputError("--keep_best: has no effect with --threshold 0; leave it out")
     inputs = [args.pairs_file, args.scores_file]
     refuse_with_report(
         args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs, suffixes=(".png", ".report.json")
@@ -73,16 +73,17 @@ than before, and are counted.""",
 
 
 def read_document_scores(path: Path) -> dict[RelevantDocument, dict[str, float]]:
-    """The scores of each query's documents: `{(query_id, doc_id): {passage_id: score}}`.
+    """Returns the scores of each query's documents, `{(query_id, doc_id): {passage_id: score}}`.
 
-    Raises InputError as `read_scores` does, and for an id without a document, or a score that is no probability.
+    Raises InputError as `read_scores` does, for a passage id without a document id, and for a score that is not a
+    probability.
     """
     scores: dict[RelevantDocument, dict[str, float]] = {}
     for query_id, passage_id, score in tqdm(read_scores(path), desc="reading scores", unit=" scores", disable=None):
         if not 0 <= score <= 1:
             raise InputError(
-                f"{path}: passage {passage_id} of query {query_id} has score {score}, which is no probability from 0 "
-                "to 1, as rerank.py writes them"
+                f"{path}: passage {passage_id} of query {query_id} has score {score}, which is not a probability "
+                "from 0 to 1; name scores of rerank.py"
             )
         try:
             doc_id, _ = split_passage_id(passage_id)
@@ -99,9 +100,9 @@ def filtered(
     chosen: dict[RelevantDocument, list[str]],
     negatives: Counter[str],
 ) -> Iterator[Pair]:
-    """Streams the negatives, counted for each query, and the positives that are chosen. Empties `scores`.
+    """Yields the negatives and the chosen positives. Counts the negatives of each query. Empties `scores`.
 
-    Raises InputError where positives and scores are not of the same passages.
+    Raises InputError if positives and scores are not of the same passages.
     """
     for pair in tqdm(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs", disable=None):
         try:
@@ -113,18 +114,18 @@ def filtered(
             negatives[query_id] += 1
             yield pair
             continue
-        # Taken out, so that in the end those are left that have no pair.
+        # removed, so that only scores without a pair remain
         if scores.get(document, {}).pop(passage_id, None) is None:
             raise InputError(
                 f"--scores_file: {scores_file} has no score for the positive {pair.example_id} of {pairs_file}, "
-                "or the pair stands there twice; score all positives of that file"
+                "or the pair is there twice; score all positives of that file"
             )
         if passage_id in chosen[document]:
             yield pair
-    for (query_id, _), left in scores.items():
-        for passage_id in left:
+    for (query_id, _), unused in scores.items():
+        for passage_id in unused:
             raise InputError(
-                f"--scores_file: {scores_file} has a score for {query_id}#{passage_id}, which is no positive of "
+                f"--scores_file: {scores_file} has a score for {query_id}#{passage_id}, which is not a positive of "
                 f"{pairs_file}; name the scores of that file's positives"
             )
 
@@ -148,7 +149,7 @@ def main() -> None:
     if not kept:
         raise InputError(
             f"--threshold: the teacher gives none of the {dropped} positives {args.threshold:g} or more, the best has "
-            f"{max(dropped_scores):.3g}; lower it, pass --keep_best, or look for the mistake in the teacher"
+            f"{max(dropped_scores):.3g}; lower it, pass --keep_best, or check the teacher"
         )
     negatives: Counter[str] = Counter()
     written = write_pairs(

@@ -1,4 +1,4 @@
-"""A picture of scores."""
+"""A histogram of scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from formats.atomic import atomic_write
 
 BINS = 50
-# Told apart also by those who see fewer colours (Okabe and Ito 2008).
+# Readers with color blindness can tell them apart (Okabe and Ito 2008).
 BLUE, ORANGE = "#0072b2", "#e69f00"
 
 
 def write_score_histogram(path: Path, kept: Sequence[float], dropped: Sequence[float], threshold: float) -> None:
-    """Draws how many positive passages the teacher gives which probability, the dropped ones upon the kept, as PNG."""
+    """Writes a PNG with the histogram of the teacher's scores of positives. The bars of dropped ones are on top."""
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     total = len(kept) + len(dropped)
@@ -31,8 +31,8 @@ def write_score_histogram(path: Path, kept: Sequence[float], dropped: Sequence[f
     if threshold > 0:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold: {threshold:g}")
     axes.set(
-        title=f"Passages of relevant documents, as the teacher scores them ({total:,})",
-        xlabel="teacher's score (probability of relevant)",
+        title=f"Teacher's scores of the passages of relevant documents ({total:,})",
+        xlabel="teacher's score (probability of class relevant)",
         ylabel=f"passages (per {1 / BINS:g} of score)",
         xlim=(0, 1),
     )
@@ -41,7 +41,7 @@ def write_score_histogram(path: Path, kept: Sequence[float], dropped: Sequence[f
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    # Below: most scores are near 0 and 1, so that the bars leave no corner free.
+    # Below the axes: most scores are near 0 and 1, so the bars fill all corners.
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     with atomic_write(path, binary=True) as file:
         figure.savefig(file, format="png")

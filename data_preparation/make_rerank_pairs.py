@@ -1,4 +1,4 @@
-"""A collection and candidates in, pairs to re-rank out."""
+"""A collection and candidates in; pairs to re-rank out."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ from runtime.script import report, run_script
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Makes a pair of every passage of each query's best candidates.
+        description="""Makes a pair of the query and every passage of its best candidates.
 
   python data_preparation/make_rerank_pairs.py --collection msmarco/msmarco-docs.tsv.gz \\
       --queries msmarco/msmarco-docdev-queries.tsv --candidates msmarco/msmarco-docdev-top100 \\
@@ -31,9 +31,9 @@ def parse_args() -> argparse.Namespace:
 
 In:  a collection, queries, and a run with the candidates of each query.
 Out: pairs, tab-separated: query_id#doc_id_passage-N, query, passage (the title, and words of the body), in the run's
-     order of queries and ranks; figures in OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
-A passage has --window words and begins every --stride; the last one reaches the document's end. Documents without a
-body, and candidates that the collection lacks, are left out and counted.""",
+     order of queries and ranks; counts in OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
+A passage has --window words, and a passage begins every --stride words. The last passage ends with the document.
+Documents without a body, and candidates that are not in the collection, are skipped and counted.""",
     )
     add_collection_arguments(parser, candidates=True)
     parser.add_argument("--depth", type=int, default=100, help="best candidates of each query to take (default 100)")
@@ -53,11 +53,11 @@ def main() -> None:
     start = time.monotonic()
     collection = open_collection(args)
     if not collection.candidates:
-        raise InputError(f"--candidates: {args.collection} comes without candidates; name a run")
+        raise InputError(f"--candidates: {args.collection} has no candidates; name a run")
     ranked = {query_id: list(islice(scores, args.depth)) for query_id, scores in collection.candidates.items()}
     for query_id in ranked:
         if query_id not in collection.queries:
-            raise InputError(f"--queries: query {query_id} of the candidates is not among them; give all their texts")
+            raise InputError(f"--queries: query {query_id} of the candidates has no text; name a file with all texts")
     needed = read_needed(collection, {doc_id for doc_ids in ranked.values() for doc_id in doc_ids}, "--candidates")
 
     def pairs() -> Iterator[Pair]:
@@ -90,7 +90,7 @@ def main() -> None:
     )
     report(
         f"wrote {args.output_pairs_file}: {passages} passages of {len(needed.documents)} documents for {len(ranked)} "
-        f"queries; of {len(candidates)} candidates dropped {dropped['document missing']} that the collection lacks and "
+        f"queries; of {len(candidates)} candidates dropped {dropped['document missing']} missing from the collection, "
         f"{dropped['document empty']} without a body; {seconds:.1f} s, {passages / seconds:.0f} passages/s",
         args.output_pairs_file,
     )

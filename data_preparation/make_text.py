@@ -1,4 +1,4 @@
-"""A collection in; its text, for general distillation, out."""
+"""A collection in; its plain text for general distillation out."""
 
 import argparse
 import itertools
@@ -16,9 +16,9 @@ from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import refuse_existing, report, run_script
 
-# White space behind ., ! or ?, with or without a closing quote or bracket, and before a capital, a digit or an opening
-# one; but not behind an initial ("J. Doe") or an abbreviation that a sentence goes on from. It begins with the white
-# space, which the regex engine finds fast, and looks back from behind it.
+# A sentence ends at white space after ., ! or ? (and perhaps a closing quote or bracket), and before a capital letter
+# or a digit (and perhaps an opening quote or bracket). It does not end after an initial ("J. Doe") or an abbreviation.
+# The pattern starts with the white space, which the regex engine finds fast. Look-behinds check the text before it.
 _ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "St", "Prof", "Fig", "Figs", "No", "vs", "cf", "al", "e.g", "i.e")
 _SENTENCE_END = re.compile(
     r"\s(?:(?<=[.!?]\s)|(?<=[.!?][\"')\]\u201d\u2019]\s))(?<!\b[A-Z]\.\s)"
@@ -33,15 +33,15 @@ def parse_args() -> argparse.Namespace:
 
   python data_preparation/make_text.py --collection scifact/ --output_text_file scifact/text.txt
 
-In:  a collection; its queries and judgements play no part.
-Out: a paragraph per document, with a blank line between two: the title, then a sentence a line, as
-     tokenize_to_features.py --set_name general reads it. A sentence ends at a period, question or exclamation mark
-     before white space and a capital or a digit; a few abbreviations are known. Documents without text are left out.
+In:  a collection. Its queries and relevance judgments are not read.
+Out: the title and then one sentence per line, with a blank line between documents, as tokenize_to_features.py
+     --set_name general reads it. A sentence ends at a period, question mark or exclamation mark before white space and
+     a capital letter or digit, but not after some abbreviations. Documents without text are skipped.
      OUTPUT_TEXT_FILE.log gets a line with counts.""",
     )
     add_collection_arguments(parser, queries=False)
     parser.add_argument("--output_text_file", type=Path, required=True, help="the text to write, packed if .gz")
-    parser.add_argument("--max_documents", type=int, help="take only the first so many")
+    parser.add_argument("--max_documents", type=int, help="read only so many documents (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace the text if it exists")
     args = parser.parse_args()
     if args.max_documents is not None and args.max_documents < 1:
@@ -51,7 +51,7 @@ Out: a paragraph per document, with a blank line between two: the title, then a 
 
 
 def paragraph(document: Document) -> list[str]:
-    """A document's lines: its title and its sentences, each with single blanks, none empty."""
+    """A document's lines: its title and its sentences. White space becomes one space, and no line is empty."""
     sentences = _SENTENCE_END.split(document.body)
     return [line for text in (document.title, *sentences) if (line := " ".join(text.split()))]
 
@@ -72,11 +72,11 @@ def main() -> None:
             sentences += len(lines)
             words += sum(line.count(" ") + 1 for line in lines)
         if not documents:
-            raise InputError(f"--collection: {args.collection} has no document with text")
+            raise InputError(f"--collection: {args.collection} has no document with text; name another")
     seconds = time.monotonic() - start
     report(
-        f"wrote {args.output_text_file}: {documents} documents, {sentences} lines, {words} words; {empty} documents "
-        f"without text left out; {seconds:.1f} s, {documents / seconds:.0f} documents/s",
+        f"wrote {args.output_text_file}: {documents} documents, {sentences} lines, {words} words; skipped {empty} "
+        f"documents without text; {seconds:.1f} s, {documents / seconds:.0f} documents/s",
         args.output_text_file,
     )
 

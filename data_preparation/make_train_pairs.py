@@ -1,4 +1,4 @@
-"""A collection, judgements and candidates in, labelled pairs out."""
+"""A collection, relevance judgments and candidates in; labelled pairs out."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
 from data_preparation.reports import refuse_with_report, write_report
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
-from data_preparation.training_examples import draw_documents, needed_by, negative_pairs, relevant_pairs
+from data_preparation.training_examples import all_ids, negative_pairs, relevant_pairs, sample_documents
 from formats.pairs import NO_LABEL, Pair, write_pairs
 from runtime.errors import InputError
 from runtime.flags import Parser
@@ -23,47 +23,47 @@ from runtime.script import report, run_script
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Makes the pairs to train with: every passage of relevant documents, and drawn passages of others.
+        description="""Makes pairs to train with: all passages of relevant documents, and sampled negatives.
 
   python data_preparation/make_train_pairs.py --collection msmarco/msmarco-docs.tsv.gz \\
       --queries msmarco/msmarco-doctrain-queries.tsv.gz --qrels msmarco/msmarco-doctrain-qrels.tsv.gz \\
       --candidates msmarco/msmarco-doctrain-top100.gz --output_pairs_file msmarco/train_pairs.tsv.gz \\
       --output_positives_file msmarco/train_positives.tsv.gz
 
-In:  a collection, queries, judgements, and a run with the candidates of each query.
-Out: pairs, tab-separated: query_id#doc_id_passage-N, query, passage, label, for each query of the judgements that has a
-     text and a relevant document the positives, label 1, then the negatives, label 0. With --output_positives_file the
-     positives again without label, for the teacher to score (tokenize_to_features.py --set_name test, rerank.py) and
-     filter_positives.py to choose from. Figures in OUTPUT_PAIRS_FILE.report.json, and a line in OUTPUT_PAIRS_FILE.log.
-The same seed draws the same pairs, whatever the order of lines in the files. Documents that the collection lacks, or
-that have no body, are left out and counted. A query none of whose relevant documents is left keeps its negatives.""",
+In:  a collection, queries, relevance judgments, and a run with the candidates of each query.
+Out: pairs, tab-separated: query_id#doc_id_passage-N, query, passage, label. For each query that has a text and a
+     relevant document first the positives, label 1, then the negatives, label 0. With --output_positives_file also the
+     positives without labels: the teacher scores them (tokenize_to_features.py --set_name test, rerank.py), and
+     filter_positives.py chooses from them. Counts in OUTPUT_PAIRS_FILE.report.json, a line in OUTPUT_PAIRS_FILE.log.
+The same seed samples the same pairs; the order of lines in the files has no effect. Documents that are not in the
+collection, or have no body, are skipped and counted. A query without remaining positives keeps its negatives.""",
     )
     add_collection_arguments(parser, qrels=True, candidates=True)
     add_passage_arguments(parser)
     parser.add_argument(
-        "--min_relevance", type=int, default=1, help="relevance from which a document is a positive (default 1)"
+        "--min_relevance", type=int, default=1, help="least relevance of a relevant document (default 1)"
     )
     parser.add_argument(
-        "--max_positive_passages", type=int, help="first passages of a relevant document to take (default: all)"
+        "--max_positive_passages", type=int, help="take only so many first passages of a relevant document"
     )
     parser.add_argument(
         "--num_negatives",
         type=int,
         default=4,
-        help="documents drawn from each query's candidates, one passage of each; more than the one positive that "
-        "filter_positives.py leaves of a document, as most of what is re-ranked is not relevant (default 4)",
+        help="documents to sample from each query's candidates, one passage of each (default 4: more than the one "
+        "positive that filter_positives.py keeps, because most candidates are not relevant)",
     )
-    parser.add_argument("--negatives_from_rank", type=int, default=1, help="best rank to draw from (default 1)")
-    parser.add_argument("--negatives_to_rank", type=int, default=100, help="last rank to draw from (default 100)")
+    parser.add_argument("--negatives_from_rank", type=int, default=1, help="best rank to sample from (default 1)")
+    parser.add_argument("--negatives_to_rank", type=int, default=100, help="last rank to sample from (default 100)")
     parser.add_argument(
         "--num_random_negatives",
         type=int,
         default=0,
-        help="further documents drawn for each query, from those relevant to or drawn for others (default 0)",
+        help="more documents to sample for each query, from those that all queries have so far (default 0)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the draws (default 42)")
+    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
     parser.add_argument("--output_pairs_file", type=Path, required=True, help="the pairs to write, packed if .gz")
-    parser.add_argument("--output_positives_file", type=Path, help="the positives without label, packed if .gz")
+    parser.add_argument("--output_positives_file", type=Path, help="positives without labels to write, packed if .gz")
     parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     for name, least in (
@@ -86,7 +86,7 @@ that have no body, are left out and counted. A query none of whose relevant docu
     if args.output_positives_file:
         refuse_with_report(args.output_positives_file, "--output_positives_file", args.overwrite, inputs, suffixes=())
         if args.output_positives_file.resolve() == args.output_pairs_file.resolve():
-            raise InputError("--output_positives_file: is --output_pairs_file too; name another")
+            raise InputError("--output_positives_file: is also --output_pairs_file; name another file")
     return args
 
 
@@ -96,10 +96,10 @@ def main() -> None:
     collection = open_collection(args)
     for name in ("qrels", "candidates"):
         if not getattr(collection, name):
-            raise InputError(f"--{name}: {args.collection} comes without {name}; name a file of them")
+            raise InputError(f"--{name}: {args.collection} has no {name}; name a file of them")
     queries = collection.queries
     judged = {query_id: grades for query_id, grades in collection.qrels.items() if query_id in queries}
-    drawn = draw_documents(
+    sampled = sample_documents(
         judged,
         collection.candidates,
         min_relevance=args.min_relevance,
@@ -108,20 +108,22 @@ def main() -> None:
         num_random_negatives=args.num_random_negatives,
         seed=args.seed,
     )
-    if not drawn:
+    if not sampled:
         raise InputError(
             f"--qrels: no query has both a text and a document of relevance {args.min_relevance} or more; "
-            "name judgements of these queries"
+            "name relevance judgments of these queries"
         )
-    left_out = {"no text": len(collection.qrels) - len(judged), "no relevant document": len(judged) - len(drawn)}
-    without_candidates = len(drawn.keys() - collection.candidates.keys())
-    # At MS MARCO's size the candidates are gigabytes, which the documents need.
+    left_out = {"no text": len(collection.qrels) - len(judged), "no relevant document": len(judged) - len(sampled)}
+    without_candidates = len(sampled.keys() - collection.candidates.keys())
+    # MS MARCO's candidates take gigabytes. Free them before the documents are read.
     collection = collection._replace(qrels=None, candidates=None)
-    needed = read_needed(collection, needed_by(drawn), "--qrels and --candidates")
-    relevant = [doc_id for documents in drawn.values() for doc_id in documents.relevant]
-    negative = [doc_id for documents in drawn.values() for doc_id in documents.negative]
+    needed = read_needed(collection, all_ids(sampled), "--qrels and --candidates")
+    relevant = [doc_id for documents in sampled.values() for doc_id in documents.relevant]
+    negative = [doc_id for documents in sampled.values() for doc_id in documents.negative]
     if needed.documents.keys().isdisjoint(relevant):
-        raise InputError(f"--qrels: none of their relevant documents, such as {relevant[0]}, is in the collection")
+        raise InputError(
+            f"--qrels: no relevant document, such as {relevant[0]}, is in the collection; name those of --collection"
+        )
 
     def split(doc_id: str) -> list[str]:
         document = needed.documents.get(doc_id)
@@ -130,13 +132,13 @@ def main() -> None:
         return split_into_passages(document.title, document.body, args.window, args.stride, args.max_passages)
 
     def positives() -> Iterator[Pair]:
-        for query_id, documents in drawn.items():
+        for query_id, documents in sampled.items():
             yield from relevant_pairs(query_id, queries[query_id], documents, split, args.max_positive_passages)
 
     count = [0, 0]
 
     def pairs() -> Iterator[Pair]:
-        for query_id, documents in tqdm(drawn.items(), desc="writing pairs", unit=" queries", disable=None):
+        for query_id, documents in tqdm(sampled.items(), desc="writing pairs", unit=" queries", disable=None):
             text = queries[query_id]
             for pair in (
                 *relevant_pairs(query_id, text, documents, split, args.max_positive_passages),
@@ -155,15 +157,15 @@ def main() -> None:
         args.output_pairs_file,
         {
             "settings": vars(args),
-            "queries": len(drawn),
+            "queries": len(sampled),
             "queries_left_out": left_out,
             "queries_without_candidates": without_candidates,
             "queries_without_positives": sum(
-                needed.documents.keys().isdisjoint(documents.relevant) for documents in drawn.values()
+                needed.documents.keys().isdisjoint(documents.relevant) for documents in sampled.values()
             ),
             "relevant": len(relevant),
             "relevant_dropped": dropped["relevant"],
-            "negatives_asked_for": len(drawn) * (args.num_negatives + args.num_random_negatives),
+            "negatives_asked_for": len(sampled) * (args.num_negatives + args.num_random_negatives),
             "negatives_drawn": len(negative),
             "negatives_dropped": dropped["negative"],
             **needed.figures(),
@@ -175,8 +177,8 @@ def main() -> None:
         },
     )
     report(
-        f"wrote {args.output_pairs_file}: {count[1]} positives and {count[0]} negatives of {len(drawn)} queries and "
-        f"{len(needed.documents)} documents; the collection lacks {len(needed.missing)} more, "
+        f"wrote {args.output_pairs_file}: {count[1]} positives and {count[0]} negatives of {len(sampled)} queries and "
+        f"{len(needed.documents)} documents; {len(needed.missing)} more are missing from the collection, "
         f"{len(needed.empty)} have no body; {seconds:.1f} s, {sum(count) / seconds:.0f} passages/s",
         args.output_pairs_file,
     )

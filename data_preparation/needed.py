@@ -1,4 +1,4 @@
-"""The documents that pairs are made of, and which of them are of no use."""
+"""The documents that pairs are made of."""
 
 from collections.abc import Set
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from runtime.errors import InputError
 
 
 class Needed(NamedTuple):
-    """Documents with a body, and the ids of those that the collection lacks or that are empty."""
+    """Documents with a body, and the ids of documents that are not in the collection or have no body."""
 
     documents: dict[str, Document]
     missing: set[str]
     empty: set[str]
 
     def figures(self) -> dict[str, int | list[str]]:
-        """For a report; the ids of a few that are missing show which collection was meant."""
+        """Counts for a report. A few ids of missing documents show which collection they belong to."""
         return {
             "documents": len(self.documents),
             "documents_missing": len(self.missing),
@@ -33,16 +33,16 @@ class Needed(NamedTuple):
 
 
 def read_needed(collection: Collection, doc_ids: Set[str], flag: str) -> Needed:
-    """Reads the collection once for `doc_ids`, of which `flag` speaks.
+    """Reads the collection once and returns the documents `doc_ids`, which come from the file of `flag`.
 
-    Raises InputError where the collection has none of them, or none with a body.
+    Raises InputError if the collection has none of them, or none with a body.
     """
     found = needed_documents(collection, doc_ids)
     missing = doc_ids - found.keys()
     documents = {doc_id: document for doc_id, document in found.items() if document.body.strip()}
     if not documents:
         raise InputError(
-            f"{flag}: of its {len(doc_ids)} documents the collection has {len(found)}, none with a body; "
-            f"ids such as {min(doc_ids)!r} need to be those of --collection"
+            f"{flag}: the collection has {len(found)} of the {len(doc_ids)} documents, none with a body; "
+            f"ids such as {min(doc_ids)!r} need to be ids of --collection"
         )
     return Needed(documents, missing, found.keys() - documents.keys())

@@ -1,4 +1,4 @@
-"""Documents cut into overlapping passages, as BERT-MaxP does (Dai and Callan 2019: 150 words, every 75)."""
+"""Documents split into overlapping passages, as in BERT-MaxP (Dai and Callan 2019: 150 words, every 75)."""
 
 import argparse
 
@@ -11,13 +11,13 @@ STRIDE = 75
 def passage_spans(
     num_words: int, window: int = WINDOW, stride: int = STRIDE, max_passages: int | None = None
 ) -> list[tuple[int, int]]:
-    """Where the passages of a text of `num_words` words begin and end: `[(first word, one past the last), ...]`.
+    """Returns the passages of a text of `num_words` words: `[(first word, one past the last word), ...]`.
 
-    A passage begins every `stride` words and has `window` words, the last one perhaps fewer: it reaches the text's end,
-    and holds words that no other holds. With `max_passages`, of more passages than that the last one stays and the
-    first ones before it: so the last always reaches the end, and `max_passages=1` leaves it alone.
+    A passage begins every `stride` words and has `window` words. The last passage ends with the text; it can have fewer
+    words, but it has words that no other passage has. Of more than `max_passages` passages the last one remains, and
+    the first `max_passages - 1`.
 
-    Raises ValueError where words would fall between two passages (stride > window), or for a number below 1.
+    Raises ValueError if words would be between two passages (stride > window), and for a number below 1.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"a stride of {stride} needs to be from 1 to the window, {window}")
@@ -25,7 +25,7 @@ def passage_spans(
         raise ValueError(f"max_passages is {max_passages}, at least 1 is needed")
     if num_words == 0:
         return []
-    # One passage, and one more for each stride, or part of it, that lies beyond the first window.
+    # One passage, and one more for each stride, or part of a stride, after the first window.
     count = 1 + max(0, -(-(num_words - window) // stride))
     kept = count if max_passages is None else min(count, max_passages)
     starts = [stride * number for number in (*range(kept - 1), count - 1)]
@@ -35,9 +35,9 @@ def passage_spans(
 def split_into_passages(
     title: str, body: str, window: int = WINDOW, stride: int = STRIDE, max_passages: int | None = None
 ) -> list[str]:
-    """The passages of a document: the spans of its body's white-space words, the title in front of each.
+    """Returns the passages of a document: the title, and the words of a span of the body. An empty body has none.
 
-    An empty body gives none, whatever the title. Raises ValueError as `passage_spans` does.
+    Raises ValueError as `passage_spans` does.
     """
     title_words, body_words = title.split(), body.split()
     spans = passage_spans(len(body_words), window, stride, max_passages)
@@ -46,19 +46,19 @@ def split_into_passages(
 
 def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--window`, `--stride` and `--max_passages`."""
-    parser.add_argument("--window", type=int, default=WINDOW, help=f"words in a passage (default {WINDOW})")
+    parser.add_argument("--window", type=int, default=WINDOW, help=f"words per passage (default {WINDOW})")
     parser.add_argument(
-        "--stride", type=int, default=STRIDE, help=f"words from one passage's begin to the next's (default {STRIDE})"
+        "--stride", type=int, default=STRIDE, help=f"words from one start to the next (default {STRIDE})"
     )
     parser.add_argument(
         "--max_passages",
         type=int,
-        help="most passages of a document: of a longer one the last, and the first before it (default: all)",
+        help="most passages of a document: the last one, and the first ones (default: all)",
     )
 
 
 def check_passage_arguments(args: argparse.Namespace) -> None:
-    """Raises InputError where `passage_spans` could not work with the arguments."""
+    """Raises InputError for numbers that `passage_spans` refuses."""
     if args.window < 1:
         raise InputError(f"--window: {args.window} is below 1")
     if not 1 <= args.stride <= args.window:

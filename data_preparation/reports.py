@@ -1,4 +1,4 @@
-"""What stands beside the output of a script: the figures that it ends with, `OUTPUT.report.json`."""
+"""The report of a script: `OUTPUT.report.json` beside its output."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,14 @@ from runtime.script import refuse_existing
 
 
 def beside(output: Path, suffix: str) -> Path:
-    """`OUTPUT` with a suffix more."""
+    """`OUTPUT` with one more suffix."""
     return output.with_name(output.name + suffix)
 
 
 def refuse_with_report(
     output: Path, flag: str, overwrite: bool, inputs: Iterable[str | Path], suffixes: Iterable[str] = (".report.json",)
 ) -> None:
-    """Raises InputError, as `refuse_existing` does, for an output or what is going to stand beside it."""
+    """Raises InputError, as `refuse_existing` does, for an output and the files that will be beside it."""
     inputs = list(inputs)
     refuse_existing(output, flag, overwrite, inputs)
     for suffix in suffixes:
@@ -24,6 +24,6 @@ def refuse_with_report(
 
 
 def write_report(output: Path, figures: Mapping) -> None:
-    """Writes `figures` to `OUTPUT.report.json`; what JSON does not know, such as a path, as text."""
+    """Writes `figures` to `OUTPUT.report.json`. Values that JSON does not have, such as paths, become text."""
     with atomic_write(beside(output, ".report.json")) as file:
         file.write(json.dumps(figures, indent=2, default=str) + "\n")

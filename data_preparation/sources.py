@@ -1,4 +1,4 @@
-"""Where collections come from: MS MARCO files, BEIR folders, JSON lines, ir_datasets. All give the same rows."""
+"""Collections: MS MARCO files, BEIR folders, JSON lines, ir_datasets. All give the same rows."""
 
 import argparse
 import contextlib
@@ -19,19 +19,19 @@ IR_DATASETS = "ir_datasets:"
 
 
 class Collection(NamedTuple):
-    """Documents to stream, and in memory what belongs to them."""
+    """Documents as a stream; queries, relevance judgments and candidates in memory."""
 
-    documents: Callable[[], Iterator[Document]]  # each call streams all of them once, with a progress bar
+    documents: Callable[[], Iterator[Document]]  # each call yields all documents once, with a progress bar
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]] | None
     candidates: dict[str, dict[str, float]] | None  # a run, best document first
-    place: str = "document"  # where the n-th document stands, but for the number: "docs.tsv line"
+    place: str = "document"  # for messages, before a document's number: "docs.tsv line"
 
 
 def add_collection_arguments(
     parser: argparse.ArgumentParser, *, queries: bool = True, qrels: bool = False, candidates: bool = False
 ) -> None:
-    """Adds `--collection`, and of `--queries` (with `--split`), `--qrels` and `--candidates` what a script needs."""
+    """Adds `--collection`, and as asked for `--queries` with `--split`, `--qrels` and `--candidates`."""
     parser.add_argument(
         "--collection",
         required=True,
@@ -46,34 +46,34 @@ def add_collection_arguments(
         )
         parser.add_argument(
             "--split",
-            help="of a BEIR folder: which queries.SPLIT.tsv and qrels/SPLIT.tsv (or qrels.SPLIT.txt) to take; a "
-            "queries.jsonl of all splits is cut down to the queries that the split's qrels judge",
+            help="of a BEIR folder: reads queries.SPLIT.tsv and qrels/SPLIT.tsv (or qrels.SPLIT.txt); of a "
+            "queries.jsonl with all splits only the queries in the qrels of this split are taken",
         )
     if qrels:
         parser.add_argument(
-            "--qrels", type=Path, help="judgements, TREC's or BEIR's; default: those of the folder or dataset"
+            "--qrels", type=Path, help="relevance judgments, TREC or BEIR; default: those of the folder or dataset"
         )
     if candidates:
         parser.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
 
 
 def open_collection(args: argparse.Namespace) -> Collection:
-    """Opens what the flags of `add_collection_arguments` name; all but the documents is read here.
+    """Opens the collection that the flags of `add_collection_arguments` name. Only the documents are not read here.
 
-    What the parser was not given flags for is left out: queries are then {}, qrels and candidates None. Qrels and
-    candidates are None also where neither a flag, the folder nor the dataset has them.
+    Without `--queries` in the parser the queries are {}; without `--qrels` or `--candidates` in the parser these are
+    None. They are also None if neither a flag nor the folder or dataset has them.
 
-    Raises InputError for what is missing, cannot be read, or is no file of its layout.
+    Raises InputError for a file that is missing, cannot be read, or has another layout.
     """
     given = {name: path for name in ("queries", "qrels", "candidates") if (path := getattr(args, name, None))}
-    # What the collection itself has to bring, if it can.
+    # read from the collection itself, if it has them
     own = {name for name in ("queries", "qrels", "candidates") if name in args and name not in given}
     path, split = Path(args.collection), getattr(args, "split", None)
     is_dataset = args.collection.startswith(IR_DATASETS)
     if not is_dataset and not path.exists():
         raise InputError(f"--collection: there is no file or folder {path}")
     if split is not None and (is_dataset or not path.is_dir()):
-        raise InputError(f"--split: {args.collection} is no BEIR folder, and only these have splits")
+        raise InputError(f"--split: {args.collection} is not a BEIR folder, and only these have splits; leave it out")
     if is_dataset:
         collection = _open_ir_datasets(args.collection, own)
     elif path.is_dir():
@@ -81,13 +81,13 @@ def open_collection(args: argparse.Namespace) -> Collection:
     else:
         collection = _open_file(path)
     if "queries" in own and not collection.queries:
-        raise InputError(f"--queries: {args.collection} comes without queries; name a file of them")
+        raise InputError(f"--queries: {args.collection} has no queries; name a file of them")
     readers = {"queries": read_queries, "qrels": read_qrels_with_note, "candidates": _read_candidates}
     return collection._replace(**{name: readers[name](path) for name, path in given.items()})
 
 
 def input_files(args: argparse.Namespace) -> list[Path]:
-    """The files that `open_collection` may read, which no output may replace."""
+    """The files that `open_collection` can read. An output must not replace them."""
     given = (getattr(args, name, None) for name in ("queries", "qrels", "candidates"))
     folder = Path(args.collection)
     of_folder = (path for pattern in ("corpus.*", "queries.*", "qrels.*", "qrels/*") for path in folder.glob(pattern))
@@ -95,22 +95,22 @@ def input_files(args: argparse.Namespace) -> list[Path]:
 
 
 def needed_documents(collection: Collection, doc_ids: Iterable[str]) -> dict[str, Document]:
-    """Those of `doc_ids` that the collection has, found in one pass over all of it. Only they are kept in memory.
+    """Returns the documents with `doc_ids` that the collection has. Reads it once, and keeps only these in memory.
 
-    Raises InputError where an id that is needed occurs twice, naming both places.
+    Raises InputError if one of these documents occurs twice.
     """
     needed = set(doc_ids)
     found: dict[str, Document] = {}
     for number, document in enumerate(collection.documents(), start=1):
         if document.doc_id in needed:
             if document.doc_id in found:
-                raise InputError(f"{collection.place} {number}: document {document.doc_id} was there before")
+                raise InputError(f"{collection.place} {number}: document {document.doc_id} occurs twice")
             found[document.doc_id] = document
     return found
 
 
 def _open_file(path: Path) -> Collection:
-    """A file of documents, which comes alone."""
+    """A file of documents, without queries."""
     return Collection(lambda: _stream_file(path), {}, None, None, f"{path} line")
 
 
@@ -121,10 +121,10 @@ def _stream_file(path: Path) -> Iterator[Document]:
 
 
 def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
-    """A BEIR folder: its corpus, and where `own` has them its queries and qrels, those of a split or of all."""
+    """A BEIR folder: its corpus, and its queries and qrels if they are in `own`, those of a split or of all splits."""
     corpus = _first_of(folder, "corpus.jsonl")
     if corpus is None:
-        raise InputError(f"--collection: {folder} holds no corpus.jsonl or corpus.jsonl.gz, so it is no BEIR folder")
+        raise InputError(f"--collection: {folder} has no corpus.jsonl or corpus.jsonl.gz, so it is not a BEIR folder")
     queries_file = _first_of(folder, "queries.jsonl", "queries.tsv")
     qrels_file = _first_of(folder, "qrels.txt", "qrels.tsv")
     if split is not None:
@@ -135,23 +135,23 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
         queries_file = of_split or queries_file
     if "queries" in own and queries_file is None:
         raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
-    # Queries of all splits in one file: those of this split are the ones that it judges.
-    judged_only = "queries" in own and split is not None and of_split is None
-    qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or judged_only) else None
+    # One file has the queries of all splits: those in the qrels of this split belong to it.
+    only_in_qrels = "queries" in own and split is not None and of_split is None
+    qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or only_in_qrels) else None
     queries = read_queries(queries_file) if "queries" in own else {}
-    if judged_only:
+    if only_in_qrels:
         queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
     return _open_file(corpus)._replace(queries=queries, qrels=qrels if "qrels" in own else None)
 
 
 def _first_of(folder: Path, *names: str) -> Path | None:
-    """The first file of a folder that is there, packed or not."""
+    """The first of the files that exists in a folder, packed or not."""
     paths = (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
     return next((path for path in paths if path.is_file()), None)
 
 
 def _splits_there(folder: Path) -> str:
-    """What to add to an error, where the folder has splits: which."""
+    """The end of an error message: the splits of the folder, if it has any."""
     files = [*folder.glob("queries.*.*"), *folder.glob("qrels.*.*"), *folder.glob("qrels/*.tsv*")]
     names = (path.name.removesuffix(".gz").rpartition(".")[0].rpartition(".")[2] for path in files)
     splits = sorted({name for name in names if name not in ("queries", "qrels", "")})
@@ -165,14 +165,14 @@ def _read_candidates(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _sort_run(run: dict[str, dict[str, float]]) -> None:
-    """Puts the best document first, query by query in place: MS MARCO's training run takes gigabytes."""
+    """Sorts each query's documents, best first. In place, because MS MARCO's training run takes gigabytes."""
     for query_id, scores in run.items():
         run[query_id] = dict(rank_documents(scores))
 
 
 def _open_ir_datasets(name: str, own: set[str]) -> Collection:
-    """A dataset of ir_datasets (MacAvaney et al., SIGIR 2021), which downloads what it lacks of what is asked for."""
-    import ir_datasets  # here, since it makes a directory of its own and most collections do without
+    """A dataset of ir_datasets (MacAvaney et al., SIGIR 2021), which downloads the files that are read and missing."""
+    import ir_datasets  # late: it makes a directory in the user's home
 
     dataset_id = name.removeprefix(IR_DATASETS)
     try:
@@ -215,9 +215,9 @@ def _open_ir_datasets(name: str, own: set[str]) -> Collection:
 
 
 def _title_and_body(row: Any) -> tuple[str, str]:
-    """Of a document of ir_datasets. Every dataset has fields of its own; all have a `default_text()`.
+    """The title and body of a document of ir_datasets. Datasets have different fields, but all have `default_text()`.
 
-    A body that is no text, such as a list of sections, is in there as well.
+    `default_text()` also has the body if that is not text, such as a list of sections.
     """
     title = getattr(row, "title", None)
     body = next((getattr(row, field) for field in ("body", "text", "abstract") if hasattr(row, field)), None)
@@ -226,13 +226,13 @@ def _title_and_body(row: Any) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside, from the network to a checksum, becomes an InputError."""
+    """Turns any error, such as one of the network or a checksum, into an InputError."""
     try:
         yield
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:
         raise InputError(
-            f"{name} cannot be read: {type(error).__name__}: {error}. It is downloaded where it is used first: is this "
-            "machine online?"
+            f"{name} cannot be read: {type(error).__name__}: {error}. ir_datasets downloads it at the first use: is "
+            "this machine online?"
         ) from error

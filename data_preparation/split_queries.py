@@ -1,4 +1,4 @@
-"""Judgements in; those of some held-out queries, and those of the others, out."""
+"""Relevance judgments in; those of held-out queries, and those of the other queries, out."""
 
 import argparse
 import hashlib
@@ -15,31 +15,31 @@ from runtime.script import refuse_existing, report, run_script
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Holds out some of the judged queries, to stop training and choose settings by.
+        description="""Holds out some queries as dev queries, for early stopping and for the choice of settings.
 
   python data_preparation/split_queries.py --qrels scifact/qrels.train.txt --num_dev 159 \\
       --output_train_qrels scifact/qrels.fit.txt --output_dev_qrels scifact/qrels.dev.txt
 
-In:  judgements, TREC's four columns or BEIR's three.
-Out: two files of TREC judgements, in the order of the input, and a line in OUTPUT_TRAIN_QRELS.log. Which queries are
-     held out depends on their ids and --seed, not on their order.""",
+In:  relevance judgments, TREC's four columns or BEIR's three.
+Out: two files of relevance judgments (TREC), in the order of the input, and a line in OUTPUT_TRAIN_QRELS.log. The ids
+     and --seed decide which queries are held out; their order has no effect.""",
     )
-    parser.add_argument("--qrels", type=Path, required=True, help="the judgements")
-    parser.add_argument("--num_dev", type=int, required=True, help="how many queries to hold out")
-    parser.add_argument("--seed", type=int, default=42, help="draws them (default 42)")
-    parser.add_argument("--output_train_qrels", type=Path, required=True, help="the judgements of the others")
-    parser.add_argument("--output_dev_qrels", type=Path, required=True, help="the judgements of those held out")
+    parser.add_argument("--qrels", type=Path, required=True, help="the relevance judgments")
+    parser.add_argument("--num_dev", type=int, required=True, help="number of queries to hold out")
+    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
+    parser.add_argument("--output_train_qrels", type=Path, required=True, help="to write: those of the other queries")
+    parser.add_argument("--output_dev_qrels", type=Path, required=True, help="to write: those of the held-out queries")
     parser.add_argument("--overwrite", action="store_true", help="replace the outputs if they exist")
     args = parser.parse_args()
     for flag in ("output_train_qrels", "output_dev_qrels"):
         refuse_existing(getattr(args, flag), f"--{flag}", args.overwrite, [args.qrels])
     if args.output_train_qrels.resolve() == args.output_dev_qrels.resolve():
-        raise InputError("--output_dev_qrels: is also --output_train_qrels, name another file")
+        raise InputError("--output_dev_qrels: is also --output_train_qrels; name another file")
     return args
 
 
-def draw_queries(query_ids: list[str], count: int, seed: int) -> set[str]:
-    """Draws `count` of the ids: those whose SHA-256 together with the seed is lowest, in whatever order they come."""
+def sample_queries(query_ids: list[str], count: int, seed: int) -> set[str]:
+    """Samples `count` of the ids: those with the lowest SHA-256 of seed and id. Their order has no effect."""
     return set(sorted(query_ids, key=lambda query_id: hashlib.sha256(f"{seed} {query_id}".encode()).digest())[:count])
 
 
@@ -47,12 +47,12 @@ def main() -> None:
     args = parse_args()
     qrels = read_qrels(args.qrels)
     if not 1 <= args.num_dev < len(qrels):
-        raise InputError(f"--num_dev: {args.qrels} judges {len(qrels)} queries; hold out 1 to {len(qrels) - 1}")
-    held_out = draw_queries(list(qrels), args.num_dev, args.seed)
+        raise InputError(f"--num_dev: {args.qrels} has {len(qrels)} queries; hold out 1 to {len(qrels) - 1}")
+    held_out = sample_queries(list(qrels), args.num_dev, args.seed)
     train = write_qrels(args.output_train_qrels, {name: qrels[name] for name in qrels if name not in held_out})
     dev = write_qrels(args.output_dev_qrels, {name: qrels[name] for name in qrels if name in held_out})
     report(
-        f"wrote {args.output_train_qrels}: {train} judgements of {len(qrels) - args.num_dev} queries, and "
+        f"wrote {args.output_train_qrels}: {train} judgments of {len(qrels) - args.num_dev} queries, and "
         f"{args.output_dev_qrels}: {dev} of {args.num_dev}, out of {args.qrels} with seed {args.seed}",
         args.output_train_qrels,
     )

@@ -1,4 +1,4 @@
-"""Which documents, and which of their passages, a ranker is trained with. A draw is seeded by the ids it is for."""
+"""The documents and passages of the training pairs. Every sample is seeded by the ids that it is for."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -8,14 +8,14 @@ from formats.pairs import Pair, make_example_id
 from formats.scores import split_passage_id
 
 
-class Drawn(NamedTuple):
-    """The documents of one query to train with, by their ids."""
+class QueryDocuments(NamedTuple):
+    """The ids of the documents that one query is trained with."""
 
     relevant: list[str]
     negative: list[str]
 
 
-def draw_documents(
+def sample_documents(
     qrels: Mapping[str, Mapping[str, int]],
     candidates: Mapping[str, Iterable[str]],
     *,
@@ -24,72 +24,79 @@ def draw_documents(
     num_negatives: int,
     num_random_negatives: int,
     seed: int,
-) -> dict[str, Drawn]:
-    """Draws documents for each query of `qrels` that has a relevant one (`min_relevance` or more), in their order.
+) -> dict[str, QueryDocuments]:
+    """Samples negatives for each query of `qrels` with a relevant document (`min_relevance` or more), in their order.
 
-    `num_negatives` are of the query's `candidates`, best first, from rank `ranks[0]` to `ranks[1]` (ranks from 1), and
-    `num_random_negatives` of all documents that are relevant to, or drawn for, some query. No document is drawn twice
-    for a query, and none that is judged relevant to it, to whatever degree. Where there are too few, all are taken.
+    `num_negatives` come from the query's `candidates` (best first), from rank `ranks[0]` to `ranks[1]`, counted from 1.
+    `num_random_negatives` come from the relevant documents and negatives of all queries. A query gets no document
+    twice, and no document with a relevance above 0 for this query. If there are too few, it gets all of them.
 
-    A query's draws hang on the seed, its id, its candidates and its relevant documents; the random ones also on the set
-    of documents they are drawn from. The order of queries, or of a query's judgements, changes none.
+    The negatives of a query depend on the seed, its id, its candidates and its relevant documents. The random ones also
+    depend on the set of documents that they are sampled from. The order of queries and of judgments has no effect.
     """
-    drawn: dict[str, Drawn] = {}
+    documents: dict[str, QueryDocuments] = {}
     first, last = ranks
     for query_id, grades in qrels.items():
         relevant = [doc_id for doc_id, relevance in grades.items() if relevance >= min_relevance]
         if relevant:
             ranked = list(candidates.get(query_id, ()))[first - 1 : last]
-            generator = random.Random(f"{seed} {query_id}")
-            drawn[query_id] = Drawn(relevant, draw_others(generator, ranked, judged_relevant(grades), num_negatives))
+            rng = random.Random(f"{seed} {query_id}")
+            negative = sample_negatives(rng, ranked, _relevant(grades), num_negatives)
+            documents[query_id] = QueryDocuments(relevant, negative)
     if num_random_negatives:
-        pool = sorted(needed_by(drawn))
-        for query_id, (relevant, negative) in drawn.items():
-            generator = random.Random(f"{seed} {query_id} random")
-            taken = judged_relevant(qrels[query_id]) | set(relevant) | set(negative)
-            drawn[query_id] = Drawn(relevant, negative + draw_others(generator, pool, taken, num_random_negatives))
-    return drawn
+        pool = sorted(all_ids(documents))
+        for query_id, (relevant, negative) in documents.items():
+            rng = random.Random(f"{seed} {query_id} random")
+            excluded = _relevant(qrels[query_id]) | set(relevant) | set(negative)
+            more = sample_negatives(rng, pool, excluded, num_random_negatives)
+            documents[query_id] = QueryDocuments(relevant, negative + more)
+    return documents
 
 
-def judged_relevant(grades: Mapping[str, int]) -> set[str]:
-    """The documents that may not be negatives: any relevance above 0 says that there is something in them."""
+def _relevant(grades: Mapping[str, int]) -> set[str]:
+    """The documents that are never negatives. Also a document of low relevance has something about the query."""
     return {doc_id for doc_id, relevance in grades.items() if relevance > 0}
 
 
-def draw_others(generator: random.Random, doc_ids: Sequence[str], taken: Set[str], count: int) -> list[str]:
-    """`count` distinct ones of `doc_ids` that are not in `taken`; all of them, shuffled, where there are fewer.
+def sample_negatives(rng: random.Random, doc_ids: Sequence[str], excluded: Set[str], count: int) -> list[str]:
+    """Samples `count` distinct ids of `doc_ids` without those in `excluded`. If there are fewer, all of them, shuffled.
 
-    The work grows with `count` and `taken`, not with `doc_ids`: so many drawn, `count` remain when all others go.
+    It samples `count + len(excluded)` ids first, so `count` ids remain even if all excluded ones are among them. The
+    time does not depend on the length of `doc_ids`.
     """
-    drawn = generator.sample(doc_ids, min(len(doc_ids), count + len(taken)))
-    return [doc_id for doc_id in drawn if doc_id not in taken][:count]
+    sampled = rng.sample(doc_ids, min(len(doc_ids), count + len(excluded)))
+    return [doc_id for doc_id in sampled if doc_id not in excluded][:count]
 
 
-def needed_by(drawn: Mapping[str, Drawn]) -> set[str]:
-    """The ids of all documents drawn."""
-    return {doc_id for documents in drawn.values() for doc_ids in documents for doc_id in doc_ids}
+def all_ids(documents: Mapping[str, QueryDocuments]) -> set[str]:
+    """The ids of the documents of all queries."""
+    return {doc_id for of_query in documents.values() for doc_ids in of_query for doc_id in doc_ids}
 
 
 def relevant_pairs(
-    query_id: str, query: str, drawn: Drawn, split: Callable[[str], list[str]], max_passages: int | None = None
+    query_id: str,
+    query: str,
+    documents: QueryDocuments,
+    split: Callable[[str], list[str]],
+    max_passages: int | None = None,
 ) -> Iterator[Pair]:
-    """The query with every passage of its relevant documents, or the first `max_passages` of each; label 1.
+    """Yields the query with every passage of its relevant documents, or the first `max_passages` of each; label 1.
 
-    `split` gives the passages of a document by its id: none where it has no text.
+    `split` returns the passages of the document with an id, an empty list if it has no text.
     """
-    for doc_id in drawn.relevant:
+    for doc_id in documents.relevant:
         for number, passage in enumerate(split(doc_id)[:max_passages]):
             yield Pair(make_example_id(query_id, doc_id, number), query, passage, 1)
 
 
 def negative_pairs(
-    query_id: str, query: str, drawn: Drawn, split: Callable[[str], list[str]], seed: int
+    query_id: str, query: str, documents: QueryDocuments, split: Callable[[str], list[str]], seed: int
 ) -> Iterator[Pair]:
-    """The query with one passage of each of its negative documents that has any; label 0.
+    """Yields the query with one passage of each of its negative documents, if it has any; label 0.
 
-    The draw of a passage hangs on the seed and the two ids alone. `split` is as for `relevant_pairs`.
+    The sampled passage depends only on the seed and the two ids. `split` is as for `relevant_pairs`.
     """
-    for doc_id in drawn.negative:
+    for doc_id in documents.negative:
         if passages := split(doc_id):
             number = random.Random(f"{seed} {query_id} {doc_id}").randrange(len(passages))
             yield Pair(make_example_id(query_id, doc_id, number), query, passages[number], 0)
@@ -98,10 +105,10 @@ def negative_pairs(
 def choose_positives(
     scores: Mapping[str, float], threshold: float, best: int | None = None, keep_best: bool = False
 ) -> list[str]:
-    """Of the passages of one relevant document, `{passage_id: teacher's score}`, those that may stay positives.
+    """Returns the positives to keep of one relevant document, `{passage_id: teacher's score}`, the best one first.
 
-    They are among the `best` ones and score `threshold` or more; with `keep_best` the best one stays in any case. The
-    best comes first; of equal scores the lower passage number.
+    They are among the `best` passages and have a score of `threshold` or more. With `keep_best` the best passage stays
+    in any case. Of equal scores the lower passage number is better.
     """
     ranked = sorted(scores, key=lambda passage_id: (-scores[passage_id], split_passage_id(passage_id)[1]))
     return [

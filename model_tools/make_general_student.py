@@ -1,4 +1,5 @@
-"""The student before it is distilled: some layers of a deeper model, or a shape of your own at initial values."""
+"""A general student: some layers of a model, or a new model of another shape with initial values."""
+# ruff: noqa: E402
 
 import argparse
 import sys
@@ -6,70 +7,64 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from formats.atomic import atomic_directory
-from modeling.model_files import initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from model_tools.output import check_output_dir
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.hub import model_directory
-from runtime.script import buffered_log, run_script
-from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
 SHAPE = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Makes a general student out of some layers of a BERT model, or from scratch with its vocabulary.
+        description="""Makes a general student from some layers of a BERT model, or from scratch with its vocabulary.
 
   python model_tools/make_general_student.py --model_dir encoder/ --layers 2,4,6 --output_dir student/
   python model_tools/make_general_student.py --model_dir teacher/ --num_layers 3 --hidden_size 384 \\
       --num_heads 12 --output_dir student/
 
 In:  a model directory, fine-tuned or not.
-Out: a model directory. With --layers it has the embeddings, those layers and the head of the model. From scratch it has
+Out: a model directory. With --layers it has the embeddings, these layers and the head of the model. From scratch it has
      the vocabulary, positions, activation and dropout of the model, BERT's initial values, and a zero embedding of
-     padding, as transformers does. Its classifier is left out, unless it comes with --layers from a model that has one;
-     distill.py then starts it from initial values.""",
+     padding, as in transformers. It has a classifier only with --layers, and if the model has one; otherwise
+     distill.py starts the classifier from initial values.""",
     )
     parser.add_argument(
         "--model_dir", required=True, help="the model to start from: a directory, or an id of the Hugging Face Hub"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write")
-    parser.add_argument("--layers", help="numbers of the layers to take, from 1, such as 2,4,6")
-    parser.add_argument("--num_layers", type=int, help="from scratch: how many layers")
+    parser.add_argument("--layers", help="the layers to take, counted from 1, such as 2,4,6")
+    parser.add_argument("--num_layers", type=int, help="from scratch: number of layers")
     parser.add_argument("--hidden_size", type=int, help="from scratch: size of the hidden states")
     parser.add_argument(
         "--num_heads",
         type=int,
-        help="from scratch: attention heads; as many as the teacher's where attention is to be compared",
+        help="from scratch: number of attention heads; the attention loss needs as many as the teacher has",
     )
-    parser.add_argument("--intermediate_size", type=int, help="from scratch: inside a layer (default 4 * hidden size)")
+    parser.add_argument("--intermediate_size", type=int, help="from scratch: inner size (default 4 * hidden size)")
     parser.add_argument("--seed", type=int, default=42, help="of the initial values (default 42)")
     parser.add_argument(
         "--do_lower_case",
         action=argparse.BooleanOptionalAction,
-        help="for an uncased model (default: as the model says, else uncased)",
+        help="for an uncased model (default: as in the model's tokenizer_config.json, else uncased)",
     )
-    args = parser.parse_args()
-    check_args(args)
-    return args
+    return parser.parse(check_args)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuses what cannot work before anything is loaded, and fills in what follows from the flags given."""
+    """Raises InputError for flags that cannot work. Splits --layers, and fills in --intermediate_size."""
     shape = {name: getattr(args, name) for name in SHAPE}
     given = [name for name, number in shape.items() if number is not None]
     if args.layers is not None and given:
-        raise InputError(f"--layers: takes the shape of its model, so --{given[0]} has no use; give one of them")
+        raise InputError(f"--layers: takes the shape of the model, so --{given[0]} has no effect; give one of them")
     if args.layers is not None:
         try:
             args.layers = [int(number) for number in args.layers.split(",")]
         except ValueError:
-            raise InputError(f"--layers: '{args.layers}' is no list of layers such as 2,4,6") from None
+            raise InputError(f"--layers: '{args.layers}' is not a list of layers such as 2,4,6") from None
     else:
         for name in SHAPE[:3]:
             if shape[name] is None:
-                raise InputError(f"--{name}: needed to make a student from scratch; or name --layers to take")
+                raise InputError(f"--{name}: needed to make a student from scratch; or pass --layers")
         if args.intermediate_size is None:
             args.intermediate_size = 4 * args.hidden_size
         for name in SHAPE:
@@ -81,14 +76,20 @@ def check_args(args: argparse.Namespace) -> None:
             )
     if not 0 <= args.seed < 1 << 64:
         raise InputError("--seed: needs to be from 0 to below 2^64")
-    if args.output_dir.exists():
-        raise InputError(f"--output_dir: {args.output_dir} exists already; remove it, or name another directory")
-    if not args.output_dir.absolute().parent.is_dir():
-        raise InputError(f"--output_dir: the directory {args.output_dir.parent} does not exist; make it first")
+    check_output_dir(args.output_dir)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == "__main__":
+    args = parse_args()  # before the imports below, which take seconds
+
+from formats.atomic import atomic_directory
+from modeling.model_files import initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from runtime.hub import model_directory
+from runtime.script import buffered_log, run_script
+from tokenization.vocabulary import load_vocabulary, saved_lower_case
+
+
+def main(args: argparse.Namespace) -> None:
     args.model_dir = model_directory(args.model_dir)
     tokens = load_vocabulary(args.model_dir)
     if args.layers is None:
@@ -96,7 +97,7 @@ def main() -> None:
         without_classifier = True
         origin = f"from scratch with seed {args.seed} and the vocabulary of {args.model_dir}"
     else:
-        with buffered_log():  # what is not found is said below
+        with buffered_log():  # the line below names missing parts
             model, _ = load_ranker(args.model_dir, initialise_missing_with_seed=args.seed)
         missing = missing_heads(args.model_dir)
         depth = model.config.num_hidden_layers
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, args)

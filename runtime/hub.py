@@ -1,4 +1,4 @@
-"""Where a model's directory is: here, or fetched from the Hugging Face Hub. Loads no torch."""
+"""The directory of a model: a local one, or one downloaded from the Hugging Face Hub. Loads no torch."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ _LOOK_UP_SECONDS = 10
 
 
 class HubError(InputError):
-    """A name that is no model directory, and no model that could be fetched. The message says why."""
+    """A name that is neither a directory nor a model that could be downloaded. The message says why."""
 
 
 def model_directory(name: str | Path, weights: bool = True) -> Path:
-    """The directory of that name, or, where there is none, that of the model with this id, such as `bert-base-uncased`
-    or `cross-encoder/ms-marco-MiniLM-L6-v2`, which huggingface_hub fetches into its cache (without `weights`: only what
-    the vocabulary needs).
+    """Returns the directory `name` if it exists. Otherwise `name` is the id of a model on the Hub, such as
+    `bert-base-uncased` or `cross-encoder/ms-marco-MiniLM-L6-v2`. huggingface_hub downloads it into its cache; without
+    `weights` it downloads only the files of the vocabulary.
 
-    A name below a directory that exists here, such as `models/techer`, is taken for a path, and nothing is looked up;
-    so is one that starts with `.` or `/`, or has more than one `/`.
+    Some names are never ids, so nothing is looked up: a name in a directory that exists here, such as `models/techer`;
+    a name that starts with `.` or `/`; a name with more than one `/`.
 
-    Raises HubError where there is neither a directory nor such a model, or where it cannot be fetched.
+    Raises HubError if there is neither a directory nor a model of this name, or if the model cannot be downloaded.
     """
     path, name = Path(name), str(name)
     if path.is_dir():
@@ -29,28 +29,28 @@ def model_directory(name: str | Path, weights: bool = True) -> Path:
     is_id = re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", name, re.ASCII)
     if not is_id or path.exists() or ("/" in name and path.parent.exists()):
         raise HubError(f"{name} is not a directory; name a model directory")
-    from huggingface_hub import HfApi, snapshot_download  # late, since few runs need it
+    from huggingface_hub import HfApi, snapshot_download  # late: few runs need it
 
     unreachable = None
     try:
-        # snapshot_download by itself waits without end for a network that never answers
+        # snapshot_download has no timeout for a network that does not answer
         HfApi().model_info(name, timeout=_LOOK_UP_SECONDS)
-    except Exception as error:  # each way to fail is a class of its own
+    except Exception as error:  # every kind of failure has its own class
         unreachable = error
 
-    def fetch(*files: str) -> Path:
+    def download(*files: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=unreachable is not None))
 
     try:
         if not weights:
-            return fetch(*_VOCABULARY_FILES)
-        directory = fetch(*_VOCABULARY_FILES, "model.safetensors")
+            return download(*_VOCABULARY_FILES)
+        directory = download(*_VOCABULARY_FILES, "model.safetensors")
         if not (directory / "model.safetensors").is_file():
-            directory = fetch(*_VOCABULARY_FILES, "pytorch_model.bin")
+            directory = download(*_VOCABULARY_FILES, "pytorch_model.bin")
         return directory
     except Exception as error:
         reason = unreachable or error
         raise HubError(
-            f"{name} is neither a directory here nor a model that could be fetched from the Hugging Face Hub: "
+            f"{name} is neither a directory nor a model that could be downloaded from the Hugging Face Hub: "
             f"{str(reason).strip() or repr(reason)}"
         ) from None

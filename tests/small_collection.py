@@ -1,4 +1,4 @@
-"""Collections in files, small enough to check by hand, and a plain way to cut passages."""
+"""Small collections in files, and a reference implementation of passages."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from tiny import Finished
 
 
 class SmallCollection(NamedTuple):
-    """Documents as `{doc_id: (title, body)}`, the rest as their readers give it. A run's documents, best first."""
+    """Documents as `{doc_id: (title, body)}`; queries and qrels as their readers return them; a run, best first."""
 
     documents: dict[str, tuple[str, str]]
     queries: dict[str, str]
@@ -20,7 +20,7 @@ class SmallCollection(NamedTuple):
 def write_collection(
     directory: Path, collection: SmallCollection, order: random.Random | None = None
 ) -> dict[str, Path]:
-    """Writes the files of MS MARCO's layout, with lines as `order` shuffles them; returns the flags that name them."""
+    """Writes files in MS MARCO's layout; `order` shuffles their lines. Returns `{flag: path}`."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = {
         "collection": [
@@ -46,7 +46,7 @@ def write_collection(
 
 
 def random_collection(seed: int) -> SmallCollection:
-    """With documents that are empty or lacking, queries without text or judgements or candidates, grades -1 to 2."""
+    """Some documents are empty or missing; some queries have no text, qrels or candidates; grades are -1 to 2."""
     draw = random.Random(seed)
     doc_ids = [f"D_{i}" for i in range(draw.randint(8, 40))]
     documents = {
@@ -74,8 +74,8 @@ def random_collection(seed: int) -> SmallCollection:
     )
 
 
-def plain_passages(title: str, body: str, window: int, stride: int) -> list[str]:
-    """One window after another until one reaches the end."""
+def reference_passages(title: str, body: str, window: int, stride: int) -> list[str]:
+    """One window after another, until a window reaches the end."""
     words = body.split()
     passages = []
     start = 0
@@ -92,7 +92,7 @@ def flags(paths: dict[str, Path]) -> list[object]:
 
 
 def closing_figures(done: Finished, output: Path, **settings: object) -> dict:
-    """The report beside an output, without its times and settings; checks these, and the line that was printed."""
+    """The report beside an output, without times and settings. Checks times and settings, and the printed line."""
     assert len(done.stdout.splitlines()) == 1
     assert output.with_name(f"{output.name}.log").read_text().endswith(done.stdout)
     report = json.loads(output.with_name(f"{output.name}.report.json").read_text())

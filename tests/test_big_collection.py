@@ -1,6 +1,6 @@
-"""The benchmark of the data scripts, at a size that takes seconds."""
+"""The benchmark of the data scripts at a small size."""
 
-from tiny import assert_refused, run_main, run_script
+from tiny import assert_refused, run_main
 
 from benchmarks.big_collection import document, make_chunks, text_bytes
 
@@ -17,7 +17,7 @@ def test_documents_are_the_same_every_time():
 
 
 def test_small_run(tmp_path):
-    done = run_script(SCRIPT, "--documents=300", "--words=90", "--queries=2", "--work_dir", tmp_path)
+    done = run_main(SCRIPT, "--documents=300", "--words=90", "--queries=2", "--work_dir", tmp_path)
     assert done.status == 0, done.stderr
     first, _, *rows, last = done.stdout.splitlines()
     assert first.startswith("300 documents: 0.00 GB")
@@ -27,11 +27,11 @@ def test_small_run(tmp_path):
         for script in ("make_train_pairs.py", "make_rerank_pairs.py", "reading alone")
     ]
     assert all(float(number) >= 0 for row in rows for number in row.split()[-6:])
-    assert last == "memory above the text needed: under 1 GB"
+    assert last == "memory beside the text needed: under 1 GB"
     assert (tmp_path / "docs.tsv").read_text().count("\n") == 300
 
 
 def test_refusals(tmp_path):
-    assert_refused(run_main(SCRIPT, "--documents=100"), "--documents", "at least 200")
+    assert_refused(run_main(SCRIPT, "--documents=100"), "--documents", "need at least 200")
     assert_refused(run_main(SCRIPT, "--work_dir", tmp_path / "none"), "--work_dir")
     assert_refused(run_main(SCRIPT, "--documents=1000000000000"), "--work_dir", "no room")

@@ -1,4 +1,4 @@
-"""BM25's candidates, and the script that writes them."""
+"""BM25 candidates, and the script that writes them."""
 
 import math
 import random
@@ -17,8 +17,8 @@ _WORDS = "apple apples pear pears tree trees red green run running runs the of a
 WORDS = _WORDS.split()
 
 
-def plain_candidates(documents: dict[str, str], queries: dict[str, str], depth: int) -> dict[str, dict[str, float]]:
-    """All documents scored by bm25s out of their tokens, and all of them sorted."""
+def reference_candidates(documents: dict[str, str], queries: dict[str, str], depth: int) -> dict[str, dict[str, float]]:
+    """Scores all documents with bm25s on their tokens, and sorts all of them."""
     stem = Stemmer.Stemmer("english").stemWord
 
     def terms(text: str) -> list[str]:
@@ -40,7 +40,7 @@ def test_by_hand():
     documents = {"D1": "red apples", "D2": "a green pear", "D10": "red apple", "D3": "max_length of the red pear tree"}
     queries = {"q": "An apple!", "r": "of the", "s": "unknown", "t": "length"}
     run = bm25_candidates(documents.items(), queries, depth=2)
-    assert list(run["q"]) == ["D10", "D1"]  # equal to BM25: the ids descend
+    assert list(run["q"]) == ["D10", "D1"]  # equal scores: ids in descending order
     assert run["q"]["D1"] == run["q"]["D10"] > 0
     assert run["r"] == run["s"] == {}
     assert list(run["t"]) == ["D3"]
@@ -48,7 +48,7 @@ def test_by_hand():
 
 
 def test_score_by_hand():
-    # "pear" is in 2 of 3 documents of 2, 4 and 3 terms: idf ln(1 + 1.5 / 2.5), and twice in the one of 4.
+    # The documents have 2, 4 and 3 terms. "pear" occurs in 2 of 3 documents, twice in D2: idf ln(1 + 1.5 / 2.5).
     documents = {"D1": "apple tree", "D2": "pear pears apple tree", "D3": "red pear tree"}
     run = bm25_candidates(documents.items(), {"q": "pear"}, depth=10)
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
@@ -61,8 +61,8 @@ def test_score_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_same_as_the_plain_way(seed):
-    """Documents are short and alike, so that many tie at the edge of every depth."""
+def test_agrees_with_the_reference(seed):
+    """Documents are short and similar, so many have the same score at the end of every depth."""
     stream = random.Random(seed)
 
     def text(most: int) -> str:
@@ -72,7 +72,7 @@ def test_same_as_the_plain_way(seed):
     queries = {f"q{i}": text(4) for i in range(12)}
     for depth in (1, 2, 7, 59, 60, 1000):
         run = bm25_candidates(iter(documents.items()), queries, depth)
-        expected = plain_candidates(documents, queries, depth)
+        expected = reference_candidates(documents, queries, depth)
         assert run == expected
         assert [list(scores) for scores in run.values()] == [list(scores) for scores in expected.values()]
 
@@ -84,7 +84,7 @@ def test_documents_without_a_term():
 
 @pytest.fixture
 def collection(tmp_path):
-    """Five documents and four queries of a split, of which three are judged, one by nothing relevant."""
+    """Five documents and four queries of a split. Three queries have qrels, one of them without a relevant document."""
     folder = tmp_path / "fruit"
     folder.mkdir()
     (folder / "corpus.jsonl").write_text(
@@ -104,7 +104,8 @@ def test_script(collection, tmp_path):
     done = run_main(SCRIPT, "--collection", collection, "--split=dev", "--output_run_file", out, "--depth=2")
     assert done.status == 0, done.stderr
     run = read_run(out)
-    # Titles are indexed: D1 has its apples there. D5 ties with D3. Query 4 is not judged, query 2 has no candidate.
+    # Titles are indexed: D1 has "apples" in its title. D5 and D3 have equal scores. Query 4 has no qrels, query 2 no
+    # candidates.
     assert {query_id: set(scores) for query_id, scores in run.items()} == {"1": {"D1", "D3"}, "3": {"D2", "D5"}}
     assert out.read_text().splitlines()[0].endswith("bm25")
     line = done.stdout.strip()
@@ -112,29 +113,29 @@ def test_script(collection, tmp_path):
     assert (tmp_path / "run.txt.log").read_text().strip().endswith(line)
 
 
-def test_script_without_judgements_ranks_all_queries(collection, tmp_path):
+def test_script_without_qrels_ranks_all_queries(collection, tmp_path):
     out = tmp_path / "run.txt"
     (collection / "qrels.dev.txt").unlink()
     done = run_main(SCRIPT, "--collection", collection, "--split=dev", "--output_run_file", out)
     assert done.status == 0, done.stderr
     assert list(read_run(out)) == ["1", "3", "4"]
-    assert "for 4 of 4 queries, 1 without any; unjudged" in done.stdout
+    assert "for 4 of 4 queries, 1 without any; no judgments" in done.stdout
 
 
-def test_script_writes_the_judgements_of_the_ranked_queries(collection, tmp_path):
+def test_script_writes_the_qrels_of_the_ranked_queries(collection, tmp_path):
     run_file, qrels_file = tmp_path / "run", tmp_path / "qrels"
-    judged = read_qrels(collection / "qrels.dev.txt")
+    expected = read_qrels(collection / "qrels.dev.txt")
     with open(collection / "qrels.dev.txt", "a") as file:
         file.write("9 0 D1 1\n")  # a query without text
     flags = ["--collection", collection, "--split=dev", "--output_qrels_file", qrels_file]
     done = run_main(SCRIPT, *flags, "--output_run_file", run_file)
     assert done.status == 0, done
-    assert read_qrels(qrels_file) == judged
+    assert read_qrels(qrels_file) == expected
     assert_refused(run_main(SCRIPT, *flags, "--output_run_file", tmp_path / "other"), "--output_qrels_file", "exists")
     assert_refused(run_main(SCRIPT, *flags, "--output_run_file", qrels_file, "--overwrite"), "--output_qrels_file")
     (collection / "qrels.dev.txt").unlink()
     done = run_main(SCRIPT, *flags, "--output_run_file", tmp_path / "other", "--overwrite")
-    assert_refused(done, "--output_qrels_file", "comes without judgements")
+    assert_refused(done, "--output_qrels_file", "has no relevance judgments")
     assert not (tmp_path / "other").exists()
 
 
@@ -151,7 +152,7 @@ def test_script_refuses(collection, tmp_path):
     (collection / "corpus.jsonl").write_text('{"_id": "D1", "text": "red"}\n')
     assert_refused(run_main(*common, "--split=dev", "--queries", words), "--queries", "shares a word")
     (collection / "corpus.jsonl").write_text('{"_id": "D1", "text": "red"}\n{"_id": "D1", "text": "red"}\n')
-    assert_refused(run_main(*common, "--split=dev"), "corpus.jsonl line 2", "D1", "before")
+    assert_refused(run_main(*common, "--split=dev"), "corpus.jsonl line 2", "D1", "occurs twice")
     assert not out.exists()
     inside = collection / "queries.dev.tsv"
     refused = run_main(SCRIPT, "--output_run_file", inside, "--collection", collection, "--split=dev", "--overwrite")

@@ -1,4 +1,4 @@
-"""TensorFlow 1 checkpoints: their variables' names and layout, and the converter, with and without TensorFlow."""
+"""TensorFlow 1 checkpoints: names and layout of variables, and the converter, with and without TensorFlow."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tiny import (
     write_tiny_features,
 )
 
-from benchmarks import plain
+from benchmarks import reference
 from formats.features import Features
 from model_tools.tf_checkpoint import Converted, convert_variables, variable_name
 from modeling.model_files import ModelFileError, load_ranker, missing_heads, read_config
@@ -36,7 +36,7 @@ SCRIPT = "model_tools/convert_tf_checkpoint.py"
 
 
 def tf_variables(sizes: Sizes, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The weights as BERT's TensorFlow code lays them out: kernels as (inputs, outputs)."""
+    """The weights in the layout of BERT's TensorFlow code: kernels are (inputs, outputs)."""
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
     found = {f"bert/embeddings/{kind}_embeddings": arrays[f"bert.embeddings.{kind}_embeddings.weight"] for kind in
              ("word", "position", "token_type")}  # fmt: skip
@@ -67,8 +67,8 @@ def teacher_variables() -> dict[str, np.ndarray]:
     return tf_variables(TEACHER, teacher_weights())
 
 
-def left_by_training(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizers' slots and counts, and the heads of pre-training."""
+def variables_of_training(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Slots and step counts of optimizers, and pre-training heads."""
     slots = {f"{name}/{slot}": np.full_like(array, np.nan) for name, array in variables.items()
              for slot in ("adam_m", "adam_v", "Adam", "Adam_1", "LAMB", "LAMB_1")}  # fmt: skip
     heads = {
@@ -83,7 +83,7 @@ def left_by_training(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def write_beside(directory: Path, sizes: Sizes = TEACHER) -> Path:
-    """What lies beside a checkpoint; returns the checkpoint's name."""
+    """Writes the files beside a checkpoint, and returns the checkpoint's name."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "bert_config.json").write_text(json.dumps(bert_config(sizes)))
     (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in TOKENS))
@@ -133,13 +133,13 @@ def test_parameters_have_the_names_of_berts_tensorflow_code(parameter: str, vari
     assert variable_name(parameter) == variable
 
 
-def test_every_parameter_is_a_variable_and_the_other_way_round() -> None:
+def test_parameters_and_variables_correspond_one_to_one() -> None:
     assert sorted(map(variable_name, parameter_shapes(TEACHER))) == sorted(teacher_variables())
 
 
-def test_variables_become_the_weights_and_what_training_left_is_left_out(tmp_path: Path) -> None:
+def test_variables_become_the_weights_and_those_of_training_are_ignored(tmp_path: Path) -> None:
     variables = teacher_variables()
-    for more in ({}, left_by_training(variables)):
+    for more in ({}, variables_of_training(variables)):
         found = convert(variables | more, tmp_path)
         assert (found.has_classifier, found.unknown) == (True, [])
         weights = teacher_weights()
@@ -156,7 +156,7 @@ def test_half_precision_and_double_variables_become_float32(tmp_path: Path) -> N
             torch.testing.assert_close(tensor, teacher_weights()[name], rtol=1e-3, atol=1e-3)
 
 
-def test_a_variable_of_unknown_use_is_named_and_one_of_the_encoder_refused(tmp_path: Path) -> None:
+def test_an_unknown_variable_is_named_and_one_of_the_encoder_is_refused(tmp_path: Path) -> None:
     variables = teacher_variables() | {"loss_scale": np.float32(1), "adapter/kernel": np.zeros(3, np.float32)}
     assert convert(variables, tmp_path).unknown == ["adapter/kernel", "loss_scale"]
     name = "bert/encoder/layer_2/attention/self/relative/kernel"
@@ -170,7 +170,7 @@ def test_a_variable_of_unknown_use_is_named_and_one_of_the_encoder_refused(tmp_p
     ["bert/embeddings/LayerNorm/beta", "bert/encoder/layer_4/output/dense/kernel", "output_bias", "output_weights"],
 )
 def test_a_missing_variable_is_named(tmp_path: Path, name: str) -> None:
-    variables = teacher_variables() | left_by_training(teacher_variables())
+    variables = teacher_variables() | variables_of_training(teacher_variables())
     del variables[name]
     refused(variables, tmp_path, f"{name} is missing")
 
@@ -197,12 +197,12 @@ def test_a_variable_that_is_not_finite_is_named(tmp_path: Path) -> None:
     refused(variables, tmp_path, "bert/pooler/dense/kernel is not finite")
 
 
-# The script. A module of the test's own stands for TensorFlow, where that is not what is tested.
+# The script, with a mock of TensorFlow.
 
 
 @pytest.fixture
 def checkpoints(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, np.ndarray]]:
-    """Variables by the name of their checkpoint, which `tensorflow.train.load_checkpoint` finds."""
+    """`{checkpoint: variables}`, which a mock of `tensorflow.train.load_checkpoint` reads."""
     found: dict[str, dict[str, np.ndarray]] = {}
 
     def load_checkpoint(prefix: str) -> types.SimpleNamespace:
@@ -234,12 +234,12 @@ def assert_is_the_teacher(model_dir: Path, tmp_path: Path) -> None:
     weights = {name: tensor.double() for name, tensor in teacher_weights().items()}
     with torch.no_grad():
         found = load_ranker(model_dir)[0](**batch).logits
-    torch.testing.assert_close(found.double(), plain.bert(weights, TEACHER.heads, batch)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.double(), reference.bert(weights, TEACHER.heads, batch)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_ranker_is_converted(tmp_path: Path, checkpoints: dict) -> None:
     variables = teacher_variables()
-    prefix = put(checkpoints, write_beside(tmp_path / "in"), variables | left_by_training(variables))
+    prefix = put(checkpoints, write_beside(tmp_path / "in"), variables | variables_of_training(variables))
     for number, name in enumerate((prefix, f"{prefix}.index")):
         output_dir = tmp_path / str(number)
         done = script(name, output_dir)
@@ -251,7 +251,7 @@ def test_a_ranker_is_converted(tmp_path: Path, checkpoints: dict) -> None:
         assert saved_lower_case(output_dir) is True
 
 
-def test_config_vocabulary_and_case_may_be_given(tmp_path: Path, checkpoints: dict) -> None:
+def test_config_vocabulary_and_case_are_taken_from_flags(tmp_path: Path, checkpoints: dict) -> None:
     prefix = put(checkpoints, write_beside(tmp_path / "in"), teacher_variables())
     for name in ("bert_config.json", "vocab.txt"):
         (prefix.parent / name).rename(tmp_path / f"my_{name}")
@@ -266,7 +266,7 @@ def test_config_vocabulary_and_case_may_be_given(tmp_path: Path, checkpoints: di
 
 def test_a_pre_trained_encoder_is_converted_without_a_classifier(tmp_path: Path, checkpoints: dict) -> None:
     variables = {name: array for name, array in teacher_variables().items() if not name.startswith("output_")}
-    prefix = put(checkpoints, write_beside(tmp_path / "in"), variables | left_by_training(variables))
+    prefix = put(checkpoints, write_beside(tmp_path / "in"), variables | variables_of_training(variables))
     done = script(prefix, tmp_path / "out")
     assert (done.status, done.stderr) == (0, "")
     assert "without a classifier" in done.stdout
@@ -278,10 +278,10 @@ def test_a_pre_trained_encoder_is_converted_without_a_classifier(tmp_path: Path,
         assert torch.equal(tensor, teacher_weights()[f"bert.{name}"]), name
 
 
-def test_variables_of_unknown_use_are_said(tmp_path: Path, checkpoints: dict) -> None:
+def test_unknown_variables_are_reported(tmp_path: Path, checkpoints: dict) -> None:
     prefix = put(checkpoints, write_beside(tmp_path / "in"), teacher_variables() | {"loss_scale": np.float32(1)})
     done = script(prefix, tmp_path / "out")
-    assert (done.status, done.stderr) == (0, f"{prefix}: not used are loss_scale\n")
+    assert (done.status, done.stderr) == (0, f"{prefix}: these variables are not used: loss_scale\n")
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, checkpoints: dict) -> None:
@@ -308,7 +308,7 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, checkpoints: dict) 
     assert not (tmp_path / "out").exists()
 
 
-def test_without_tensorflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorflow_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     prefix = put({}, write_beside(tmp_path / "in"), {})
     assert_refused(script(prefix, tmp_path / "out"), "TensorFlow", "pip install tensorflow-cpu==2.21.0")
@@ -319,8 +319,8 @@ def test_without_tensorflow_it_says_what_to_install(tmp_path: Path, monkeypatch:
 
 
 def write_tf_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], steps: int = 1) -> None:
-    """Trains variables of these values for some steps of size 0 with Adam, and saves them and its slots, as TensorFlow
-    1 does."""
+    """Trains variables with these values for some steps of Adam with learning rate 0, and saves them with their slots
+    as TensorFlow 1 does."""
     import tensorflow
 
     tf = tensorflow.compat.v1
@@ -335,7 +335,7 @@ def write_tf_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], steps
 
 
 @pytest.mark.tensorflow
-def test_a_checkpoint_of_tensorflow_1_computes_what_its_weights_say(tmp_path: Path) -> None:
+def test_a_ranker_from_tensorflow_1_has_the_weights_and_logits_of_the_checkpoint(tmp_path: Path) -> None:
     import tensorflow
 
     prefix = write_beside(tmp_path / "in").with_name("model.ckpt-100000")

@@ -31,7 +31,7 @@ from tiny import (
     write_transformers,
 )
 
-from benchmarks import plain
+from benchmarks import reference
 from distill import epoch_order
 from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.model_files import load_ranker
@@ -85,7 +85,7 @@ def plain_batches(features_file: Path, batch_size: int, epochs: int, seed: int =
 def plain_run(distill_model: str, batches: list[dict], **settings) -> tuple[list[dict], dict]:
     weights = {name: tensor.double() for name, tensor in student_weights().items()}
     teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
-    return plain.train(distill_model, weights, teacher, STUDENT.heads, batches, **settings), weights
+    return reference.train(distill_model, weights, teacher, STUDENT.heads, batches, **settings), weights
 
 
 def assert_same_losses(found: list[dict], expected: list[dict], rel: float = 1e-5) -> None:
@@ -120,7 +120,7 @@ def test_twenty_updates_agree_with_the_plain_version(
     expected, weights = plain_run(distill_model, batches, pooled_activation=pooled_activation, **settings)
     assert_same_losses(found, expected)
     assert expected[-1]["loss"] < expected[0]["loss"]
-    rates = [settings.get("lr", 5e-5) * plain.warmup_linear(step / 20, 0.1) for step in range(20)]
+    rates = [settings.get("lr", 5e-5) * reference.warmup_linear(step / 20, 0.1) for step in range(20)]
     assert [line["learning_rate"] for line in found] == pytest.approx(rates)
     student, _ = load_ranker(tmp_path / "out")
     for name, tensor in student.state_dict().items():
@@ -374,7 +374,7 @@ def test_tinybert_in_two_steps_agrees_with_the_plain_version(inputs: Path, tmp_p
     weights |= {f"classifier.{name}": p.detach().double() for name, p in model.classifier.named_parameters()}
     weights = {name: tensor.detach() for name, tensor in weights.items()}
     teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
-    assert_same_losses(second, plain.train("prediction", weights, teacher, STUDENT.heads, batches, lr=1e-3))
+    assert_same_losses(second, reference.train("prediction", weights, teacher, STUDENT.heads, batches, lr=1e-3))
     assert load_ranker(tmp_path / "second")[1] == {}  # a finished ranker
 
 
@@ -396,8 +396,8 @@ def test_a_layer_map_says_what_each_layer_learns_from(inputs: Path, tmp_path: Pa
     assert found[0]["soft_loss"] == uniform[0]["soft_loss"]
     batch = plain_batches(inputs / "features", EXAMPLES, 1)[0]
     weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
-    _, scores, hidden = plain.bert(weights[0], STUDENT.heads, batch)
-    _, target_scores, target_hidden = plain.bert(weights[1], TEACHER.heads, batch)
+    _, scores, hidden = reference.bert(weights[0], STUDENT.heads, batch)
+    _, target_scores, target_hidden = reference.bert(weights[1], TEACHER.heads, batch)
     att = rep = 0.0
     for m, n in enumerate((0, 5, 5, 3)):
         fitted = hidden[m] @ weights[0]["fit_dense.weight"].T + weights[0]["fit_dense.bias"]
@@ -426,7 +426,7 @@ def test_padding_can_be_left_out_of_the_losses(inputs: Path, tmp_path: Path) -> 
     weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
     for i in range(EXAMPLES):
         batch = {name: torch.from_numpy(array) for name, array in features.batch([i]).items()}
-        values = plain.losses("simplified", *weights, STUDENT.heads, batch)
+        values = reference.losses("simplified", *weights, STUDENT.heads, batch)
         for name, terms in alone.items():
             terms.append(values[name].item())
     for name, terms in alone.items():
@@ -451,7 +451,7 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """How far the teacher's logit of class 1 lies above that of class 0, for 300 examples."""
     path = write_labelled_features(tmp_path_factory.mktemp("gaps") / "features", np.zeros(300))
     batch = {name: torch.from_numpy(array) for name, array in Features(path).batch(range(300)).items()}
-    logits, _, _ = plain.bert({k: v.double() for k, v in teacher_weights().items()}, TEACHER.heads, batch)
+    logits, _, _ = reference.bert({k: v.double() for k, v in teacher_weights().items()}, TEACHER.heads, batch)
     return (logits[:, 1] - logits[:, 0]).numpy()
 
 

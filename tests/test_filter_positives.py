@@ -1,4 +1,4 @@
-"""Filtering by the teacher: the choice, the script's figures and picture, and what it refuses."""
+"""Filtering by the teacher's scores: the choice, the script's report and histogram, and what it refuses."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from formats.pairs import Pair, read_pairs, write_pairs
 from formats.scores import PassageScore, write_scores
 
 SCRIPT = "data_preparation/filter_positives.py"
-# (id, label, the teacher's score): two relevant documents of query 1, one of 2, and one of 3 that scores low.
-HAND_MADE = [
+# (id, label, the teacher's score): two relevant documents of query 1, one of query 2, one of query 3 with low scores.
+SMALL = [
     ("1#D1_passage-0", 1, 0.7),
     ("1#D1_passage-1", 1, 0.9),
     ("1#D1_passage-2", 1, 0.2),
@@ -53,7 +53,7 @@ def call(tmp_path: Path, *more: object, name: str = "filtered.tsv") -> Finished:
 def filter_pairs(
     tmp_path: Path, rows: list[tuple[str, int, float | None]], *more: object, order: random.Random | None = None
 ) -> list[str]:
-    """The ids that are left, after a look at their texts and at the sums."""
+    """Runs the script and returns the ids of the remaining pairs. Checks the pairs' texts and the report's counts."""
     write_inputs(tmp_path / "files", rows, order)
     done = call(tmp_path, *more, "--overwrite")
     assert (done.status, done.stderr) == (0, ""), done
@@ -89,14 +89,14 @@ NEGATIVES = ["1#D5_passage-3", "3#D1_passage-2", "3#D5_passage-0"]
         ),
     ],
 )
-def test_hand_made(tmp_path: Path, more: list[object], positives: list[str]) -> None:
-    left = filter_pairs(tmp_path, HAND_MADE, *more)
-    assert left == [example_id for example_id, *_ in HAND_MADE if example_id in [*positives, *NEGATIVES]]
-    assert filter_pairs(tmp_path, HAND_MADE, *more, order=random.Random(1)) == left  # the order of scores is no matter
+def test_a_small_file_by_hand(tmp_path: Path, more: list[object], positives: list[str]) -> None:
+    left = filter_pairs(tmp_path, SMALL, *more)
+    assert left == [example_id for example_id, *_ in SMALL if example_id in [*positives, *NEGATIVES]]
+    assert filter_pairs(tmp_path, SMALL, *more, order=random.Random(1)) == left  # the order of scores has no effect
 
 
 def test_report_and_line(tmp_path: Path) -> None:
-    write_inputs(tmp_path / "files", HAND_MADE)
+    write_inputs(tmp_path / "files", SMALL)
     done = call(tmp_path)
     assert "kept 3 of 8 positives, dropped 3 below the threshold and 2 outside the best" in done.stdout
     assert "1 of 3 queries lost all" in done.stdout
@@ -116,7 +116,7 @@ def test_report_and_line(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {"files", *beside}
 
 
-def test_ties_go_to_the_lower_number_not_the_first_text() -> None:
+def test_of_equal_scores_the_lower_passage_number_is_better() -> None:
     scores = {"D_passage-10": 0.8, "D_passage-9": 0.8, "D_passage-2": 0.7}
     assert choose_positives(scores, 0.5, best=1) == ["D_passage-9"]
     assert choose_positives(scores, 0.5, best=2) == ["D_passage-9", "D_passage-10"]
@@ -125,8 +125,8 @@ def test_ties_go_to_the_lower_number_not_the_first_text() -> None:
     assert choose_positives(scores, 0.81, keep_best=True) == ["D_passage-9"]
 
 
-def plain_choice(rows: list[tuple[str, int, float | None]], threshold: float, best: int) -> list[str]:
-    """Each positive against every other."""
+def reference_choice(rows: list[tuple[str, int, float | None]], threshold: float, best: int) -> list[str]:
+    """Compares each positive with all others."""
     kept = []
     for example_id, label, score in rows:
         document, number = example_id.rsplit("-", 1)
@@ -141,7 +141,7 @@ def plain_choice(rows: list[tuple[str, int, float | None]], threshold: float, be
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_random_pairs_against_the_plain_version(tmp_path: Path, seed: int) -> None:
+def test_random_pairs_against_the_reference(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     rows = []
     for query_id in range(7):
@@ -153,11 +153,11 @@ def test_random_pairs_against_the_plain_version(tmp_path: Path, seed: int) -> No
         draw.shuffle(rows)
     threshold, best = draw.randrange(1, 10) / 10, draw.randrange(4)
     left = filter_pairs(tmp_path, rows, "--threshold", threshold, "--best", best, order=draw)
-    assert left == plain_choice(rows, threshold, best)
+    assert left == reference_choice(rows, threshold, best)
 
 
 def test_packed_and_as_a_command(tmp_path: Path) -> None:
-    write_inputs(tmp_path / "files", HAND_MADE)
+    write_inputs(tmp_path / "files", SMALL)
     assert call(tmp_path).status == 0
     pairs = tmp_path / "pairs.tsv.gz"
     write_pairs(pairs, read_pairs(tmp_path / "files" / "pairs.tsv", labelled=True))
@@ -168,8 +168,8 @@ def test_packed_and_as_a_command(tmp_path: Path) -> None:
     assert found == list(read_pairs(tmp_path / "filtered.tsv", labelled=True))
 
 
-def test_picture(tmp_path: Path) -> None:
-    """The bars stand where the scores are, in the colours of kept and dropped, with areas that tell their numbers."""
+def test_histogram(tmp_path: Path) -> None:
+    """The bars are at the scores, in the colors of kept and dropped, with areas proportional to their counts."""
     rows = [(f"1#D_passage-{i}", 1, (i + 0.5) / 200) for i in range(200)]
     filter_pairs(tmp_path, rows, "--threshold", 0.75, "--best", 40)
     image = imread(tmp_path / "filtered.tsv.png")[..., :3]
@@ -177,8 +177,8 @@ def test_picture(tmp_path: Path) -> None:
     assert width > height > 400
     plot = image[: int(height * 0.8)]  # without the legend
     kept, dropped = (
-        np.argwhere(np.abs(plot - np.array(colour) / 255).max(axis=-1) < 0.01)[:, 1]
-        for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00))
+        np.argwhere(np.abs(plot - np.array(color) / 255).max(axis=-1) < 0.01)[:, 1]
+        for color in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00))
     )
     # Four passages in every bin: 160 dropped below 0.8, 40 kept above.
     assert dropped.max() <= kept.min()
@@ -201,23 +201,23 @@ def refused(tmp_path: Path, rows: list[tuple[str, int, float | None]], *more: ob
         (["--threshold", "nan"], ["--threshold", "nan"]),
         (["--best", -1], ["--best", "below 0"]),
         (["--best", 0, "--threshold", 0], ["--best", "--threshold", "nothing"]),
-        (["--keep_best", "--threshold", 0], ["--keep_best", "no use with --threshold 0"]),
+        (["--keep_best", "--threshold", 0], ["--keep_best", "no effect with --threshold 0"]),
         (["--threshold", 0.95], ["--threshold", "none of the 8", "0.9", "--keep_best"]),
     ],
 )
 def test_impossible_settings(tmp_path: Path, more: list[object], says: list[str]) -> None:
-    refused(tmp_path, HAND_MADE, *more, says=says)
+    refused(tmp_path, SMALL, *more, says=says)
 
 
-def test_scores_and_positives_need_to_be_the_same(tmp_path: Path) -> None:
+def test_scores_and_positives_must_be_of_the_same_passages(tmp_path: Path) -> None:
     files = tmp_path / "files"
-    without_score = [(i, label, None if i == "1#D1_passage-2" else score) for i, label, score in HAND_MADE]
+    without_score = [(i, label, None if i == "1#D1_passage-2" else score) for i, label, score in SMALL]
     refused(tmp_path, without_score, says=[files / "scores.tsv", files / "pairs.tsv", "1#D1_passage-2"])
-    document_without = [row for row in HAND_MADE if row[0] != "2#D1_passage-0"] + [("2#D1_passage-0", 1, None)]
+    document_without = [row for row in SMALL if row[0] != "2#D1_passage-0"] + [("2#D1_passage-0", 1, None)]
     refused(tmp_path, document_without, says=[files / "scores.tsv", files / "pairs.tsv", "2#D1_passage-0"])
-    scored_negative = [(i, label, score or 0.3) for i, label, score in HAND_MADE]
+    scored_negative = [(i, label, score or 0.3) for i, label, score in SMALL]
     refused(tmp_path, scored_negative, says=[files / "scores.tsv", files / "pairs.tsv", "1#D5_passage-3"])
-    write_inputs(files, HAND_MADE)
+    write_inputs(files, SMALL)
     with open(files / "pairs.tsv", "a") as file:
         file.write("2#D1_passage-0\twhat is\tagain\t1\n")
     assert_refused(call(tmp_path), files / "scores.tsv", files / "pairs.tsv", "2#D1_passage-0", "twice")
@@ -228,7 +228,7 @@ def test_damaged_inputs(tmp_path: Path) -> None:
     files = tmp_path / "files"
     refused(tmp_path, [("1#D1_passage-0", 1, 1.25)], says=[files / "scores.tsv", "1.25", "probability"])
     refused(tmp_path, [("1#D1-passage", 1, 0.5)], says=[files / "scores.tsv", "D1-passage"])
-    write_inputs(files, HAND_MADE)
+    write_inputs(files, SMALL)
     for name, line, says in (
         ("pairs.tsv", "1#D1\tquery\tpassage\t0\n", "'D1'"),
         ("pairs.tsv", "1-D1_2\tquery\tpassage\t0\n", "'1-D1_2'"),
@@ -245,19 +245,19 @@ def test_damaged_inputs(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["files"]
 
 
-def test_existing_results_are_kept_unless_told(tmp_path: Path) -> None:
-    filter_pairs(tmp_path, HAND_MADE)
+def test_existing_results_are_kept_without_overwrite(tmp_path: Path) -> None:
+    filter_pairs(tmp_path, SMALL)
     names = ("filtered.tsv", "filtered.tsv.png", "filtered.tsv.report.json")
     before = {name: (tmp_path / name).read_bytes() for name in names}
     assert_refused(call(tmp_path, "--best", 2), "--output_pairs_file", "--overwrite")
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     (tmp_path / "filtered.tsv").unlink()
     assert_refused(call(tmp_path), "filtered.tsv.png", "--overwrite")
-    filter_pairs(tmp_path, HAND_MADE, "--best", 2)
+    filter_pairs(tmp_path, SMALL, "--best", 2)
     assert all((tmp_path / name).read_bytes() != content for name, content in before.items())
 
 
 def test_an_input_is_never_the_output(tmp_path: Path) -> None:
-    write_inputs(tmp_path / "files", HAND_MADE)
+    write_inputs(tmp_path / "files", SMALL)
     for name in ("pairs.tsv", "scores.tsv"):
         assert_refused(call(tmp_path, "--overwrite", name=f"files/{name}"), name, "also an input")

@@ -1,4 +1,4 @@
-"""Plain text to full-length examples without labels."""
+"""From plain text to full-length examples without labels."""
 
 import gzip
 import os
@@ -27,7 +27,7 @@ def arguments(tmp_path: Path, model_dir: Path, content: bytes | None, *more: obj
 
 
 def packed(tmp_path: Path, model_dir: Path, content: bytes | None, *more: object) -> list[str]:
-    """The tokens of every example, ` | ` where the second segment begins."""
+    """The tokens of every example, with ` | ` before the second segment."""
     done = run_main("tokenize_to_features.py", *arguments(tmp_path, model_dir, content, "--overwrite", *more))
     assert (done.status, done.stderr) == (0, ""), done
     features = Features(tmp_path / "out")
@@ -57,11 +57,11 @@ the the the
     assert (done.status, done.stderr) == (0, "")
     found = packed(tmp_path, model_dir, None, "--max_seq_length", 8)
     assert len(found) == 6
-    # a line begins inside; a document; two lines
+    # inside the example begins: a line; a document; two lines
     assert found[0] == "[CLS] the cat sat . [SEP] | dog [SEP]"
     assert found[1] == "[CLS] ##s ran . [SEP] | run fast [SEP]"
     assert found[2] in ("[CLS] ! [SEP] | what is a mat [SEP]", "[CLS] ! what is [SEP] | a mat [SEP]")
-    # a document and a line; nothing; and what is left
+    # a document and a line; nothing; the rest of the text
     assert found[3] == "[CLS] ? [SEP] | a deep ne ##ural [SEP]"
     line = ["rank", "##er", "1", "##9", "cafe"]
     assert found[4] in [f"[CLS] {' '.join(line[:i])} [SEP] | {' '.join(line[i:])} [SEP]" for i in range(1, 5)]
@@ -84,7 +84,7 @@ def test_the_shortest_examples_hold_two_tokens(tmp_path: Path, model_dir: Path) 
     ]
 
 
-def test_a_single_token_that_is_left_over_is_dropped(tmp_path: Path, model_dir: Path) -> None:
+def test_a_single_remaining_token_is_dropped(tmp_path: Path, model_dir: Path) -> None:
     assert packed(tmp_path, model_dir, b"the cat sat\n", "--max_seq_length", 5) == ["[CLS] the [SEP] | cat [SEP]"]
     assert len(packed(tmp_path, model_dir, b"the cat sat on a\n", "--max_seq_length", 6)) == 2
 
@@ -98,20 +98,20 @@ def test_documents_shorter_than_a_window_share_it(tmp_path: Path, model_dir: Pat
 
 
 def test_line_ends_blank_lines_and_packing_change_nothing(tmp_path: Path, model_dir: Path) -> None:
-    plain = b"the cat\nsat\n\ndog\n\nran fast\na mat\n"
-    expected = packed(tmp_path, model_dir, plain, "--max_seq_length", 7)
+    text = b"the cat\nsat\n\ndog\n\nran fast\na mat\n"
+    expected = packed(tmp_path, model_dir, text, "--max_seq_length", 7)
     assert [example.count("[SEP]") for example in expected] == [2, 2]
     for content in (
-        plain.removesuffix(b"\n"),
-        plain.replace(b"\n", b"\r\n"),
-        b"\xef\xbb\xbf" + plain,
-        b"\n \t\n" + plain + b"\n\xe3\x80\x80\n\n",
-        plain.replace(b"\n\n", b"\n\n \n\n"),
-        plain.replace(b" ", b" \t  "),
+        text.removesuffix(b"\n"),
+        text.replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + text,
+        b"\n \t\n" + text + b"\n\xe3\x80\x80\n\n",
+        text.replace(b"\n\n", b"\n\n \n\n"),
+        text.replace(b" ", b" \t  "),
     ):
         assert packed(tmp_path, model_dir, content, "--max_seq_length", 7) == expected
     written = (tmp_path / "out").read_bytes()
-    (tmp_path / "text.gz").write_bytes(gzip.compress(plain))
+    (tmp_path / "text.gz").write_bytes(gzip.compress(text))
     assert packed(tmp_path, model_dir, None, "--max_seq_length", 7, "--raw_data_file", tmp_path / "text.gz") == expected
     assert (tmp_path / "out").read_bytes() == written
 
@@ -122,7 +122,7 @@ def test_text_never_becomes_a_control_token(tmp_path: Path, model_dir: Path) -> 
     ]
 
 
-def test_the_case_is_kept_on_demand(tmp_path: Path, model_dir: Path) -> None:
+def test_without_do_lower_case_the_case_is_kept(tmp_path: Path, model_dir: Path) -> None:
     assert packed(tmp_path, model_dir, b"the\nCat\n", "--no-do_lower_case") == ["[CLS] the [SEP] | [UNK] [SEP]"]
     assert packed(tmp_path, model_dir, b"the\nCat\n") == ["[CLS] the [SEP] | cat [SEP]"]
 
@@ -133,10 +133,10 @@ def test_one_very_long_line(tmp_path: Path, model_dir: Path) -> None:
     control = ("[CLS]", "[SEP]", "|")
     assert [word for example in examples for word in example.split() if word not in control] == words
     assert {len(example.split()) for example in examples[:-1]} == {41}
-    assert len({example.split().index("|") for example in examples}) > 30  # parts anywhere
+    assert len({example.split().index("|") for example in examples}) > 30  # the second segment begins at any token
 
 
-def test_a_seed_is_a_draw(tmp_path: Path, model_dir: Path) -> None:
+def test_the_seed_decides_where_second_segments_begin(tmp_path: Path, model_dir: Path) -> None:
     content = b"the cat\nsat\non a\nmat .\n" * 99
     default = packed(tmp_path, model_dir, content, "--max_seq_length", 20)
     assert packed(tmp_path, model_dir, content, "--max_seq_length", 20, "--seed", 42) == default
@@ -150,12 +150,12 @@ def test_a_seed_is_a_draw(tmp_path: Path, model_dir: Path) -> None:
 # The parts.
 
 
-def test_lines_know_where_documents_begin(tmp_path: Path) -> None:
+def test_the_first_line_of_a_document_is_marked(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\n \na b\nc\n\t\n\nd \n")
     assert list(read_text(tmp_path / "text")) == [TextLine("a b", True), TextLine("c", False), TextLine("d ", True)]
 
 
-def test_a_document_edge_goes_before_a_line_edge_before_anywhere() -> None:
+def test_a_document_edge_is_preferred_to_a_line_edge_and_that_to_any_token() -> None:
     def middles(*pieces: tuple[int, Edge]) -> set[int]:
         lines = [([7] * count, edge) for count, edge in pieces]
         return {len(first) for seed in range(200) for first, _ in pack(lines, 10, seed)}
@@ -166,7 +166,7 @@ def test_a_document_edge_goes_before_a_line_edge_before_anywhere() -> None:
     assert middles((6, Edge.DOCUMENT), (4, Edge.NONE)) == set(range(1, 10))
 
 
-def plain_pack(pieces: list[tuple[list[int], Edge]], size: int, seed: int) -> list[tuple[list[int], list[int]]]:
+def reference_pack(pieces: list[tuple[list[int], Edge]], size: int, seed: int) -> list[tuple[list[int], list[int]]]:
     stream, edge = [], Edge.NONE
     for ids, begins in pieces:
         edge = max(edge, begins)
@@ -193,9 +193,9 @@ some_pieces = st.lists(st.tuples(st.lists(st.integers(0, 999), max_size=25), st.
 @given(pieces=some_pieces, size=st.integers(2, 40), seed=st.integers(0, 1 << 70))
 @example(pieces=[([1, 2, 3], Edge.DOCUMENT), ([], Edge.DOCUMENT), ([4], Edge.LINE), ([5], Edge.LINE)], size=5, seed=0)
 @example(pieces=[(list(range(90)), Edge.NONE), ([1] * 3, Edge.LINE)], size=7, seed=1)
-def test_packing_agrees_with_the_plain_version(pieces: list[tuple[list[int], Edge]], size: int, seed: int) -> None:
+def test_packing_agrees_with_the_reference(pieces: list[tuple[list[int], Edge]], size: int, seed: int) -> None:
     examples = list(pack(pieces, size, seed))
-    assert examples == plain_pack(pieces, size, seed)
+    assert examples == reference_pack(pieces, size, seed)
     tokens = [token for ids, _ in pieces for token in ids]
     used = len(tokens) - (len(tokens) % size == 1)
     assert [token for first, second in examples for token in first + second] == tokens[:used]
@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, mo
         finally:
             tracemalloc.stop()
 
-    # a block is the most that is held at once
+    # no more than one block is in memory
     assert peak(4 * 4096) < 1.2 * peak(4096)
 
 
@@ -262,8 +262,8 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, mo
     ("content", "what"),
     [
         (b"", "is empty"),
-        (b"\n \n\t\n", "holds no words"),
-        ("\u200b\n\ufeff\n".encode(), "holds no words"),
+        (b"\n \n\t\n", "has no words"),
+        ("\u200b\n\ufeff\n".encode(), "has no words"),
         (b"cat\n", "or a single one"),
         (b"the cat\nsat \0\n", "line 2: holds a NUL byte"),
         (b"the cat\n\nc\xe9t\n", "line 3: byte 2 is not UTF-8"),
@@ -281,6 +281,6 @@ def test_a_seed_that_cannot_be_used_is_refused(tmp_path: Path, model_dir: Path) 
     flags = arguments(tmp_path, model_dir, b"q#d_0\tthe\tcat\n")
     for set_name in ("train", "dev", "test"):
         done = run_main("tokenize_to_features.py", *flags, "--set_name", set_name, "--seed", 42)
-        assert_refused(done, f"--seed: nothing is drawn with --set_name {set_name}")
+        assert_refused(done, f"--seed: has no effect with --set_name {set_name}")
     assert_refused(run_main("tokenize_to_features.py", *flags, "--seed", -1), "--seed: needs to be 0 or more")
     assert sorted(os.listdir(tmp_path)) == ["model", "text"]

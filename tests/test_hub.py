@@ -1,4 +1,4 @@
-"""Models named by their id: out of huggingface_hub's cache, and from a Hub of the test's own."""
+"""Models named by their id: from huggingface_hub's cache, and from a Hub that the test serves."""
 
 import hashlib
 import http.server
@@ -30,7 +30,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def run(home: Path, *args: object, endpoint: str | None = None) -> Finished:
-    """Runs a script as a user does, offline unless there is an endpoint, with the Hub's cache below `home`."""
+    """Runs a script as a user does, with the Hub's cache in `home`. Without an `endpoint` it is offline."""
     online = {"HF_HUB_OFFLINE": "1"} if endpoint is None else {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
     variables = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"} | online
     command = [sys.executable, *map(str, args)]
@@ -41,7 +41,7 @@ def run(home: Path, *args: object, endpoint: str | None = None) -> Finished:
 
 
 def cached(home: Path, name: str) -> Path:
-    """Where huggingface_hub keeps the files of a model."""
+    """The directory of a model in huggingface_hub's cache."""
     repository = home / "hub" / f"models--{name.replace('/', '--')}"
     repository.joinpath("refs").mkdir(parents=True)
     repository.joinpath("refs", "main").write_text(COMMIT)
@@ -49,7 +49,7 @@ def cached(home: Path, name: str) -> Path:
 
 
 def look_up(home: Path, name: str, weights: bool = True, endpoint: str | None = None) -> Finished:
-    """Prints `model_directory(name, weights)`; unlike a script, this does not load torch."""
+    """Prints `model_directory(name, weights)` in a separate process, without torch."""
     code = (
         "import sys; from runtime.script import run_script; from runtime.hub import *; "
         f"run_script(lambda: print(model_directory(sys.argv[1], {weights})))"
@@ -74,35 +74,40 @@ def output(done: Finished, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_scripts_find_a_model_in_the_cache_by_its_id(tmp_path: Path) -> None:
+def test_scripts_find_a_model_in_the_cache_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "cross-encoder/ms-marco-Tiny_L3.v2"
     write_transformers(cached(tmp_path / "home", name), STUDENT, student_weights())
     local = write_transformers(tmp_path / "local", STUDENT, student_weights())
+    # the settings of `run`, for this process
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for flags, path in ((rerank_flags, tmp_path / "scores"), (tokenize_flags, tmp_path / "tokenized")):
         expected = output(run_main(*flags(tmp_path, local)), path)
         path.unlink()
-        assert output(run(tmp_path / "home", *flags(tmp_path, name)), path) == expected
-    done = run(
-        tmp_path / "home", "model_tools/make_general_student.py", "--model_dir", name, "--layers", "3,1",
+        assert output(run_main(*flags(tmp_path, name)), path) == expected
+    (tmp_path / "tokenized").unlink()
+    assert output(run(tmp_path / "home", *tokenize_flags(tmp_path, name)), tmp_path / "tokenized") == expected
+    done = run_main(
+        "model_tools/make_general_student.py", "--model_dir", name, "--layers", "3,1",
         "--output_dir", tmp_path / "student",
     )  # fmt: skip
     assert done.status == 0 and missing_heads(tmp_path / "student") == [], done
 
 
-def test_an_id_may_have_no_owner_and_weights_of_either_kind(tmp_path: Path) -> None:
+def test_an_id_without_owner_and_a_model_with_pytorch_weights(tmp_path: Path) -> None:
     directory = write_published(cached(tmp_path / "home", "bert-tiny"), STUDENT, student_weights())
     (directory / "bert_config.json").rename(directory / "config.json")
     assert look_up(tmp_path / "home", "bert-tiny") == Finished(0, f"{directory}\n", "")
 
 
-def test_what_is_neither_here_nor_in_the_cache_is_refused_offline(tmp_path: Path) -> None:
+def test_offline_a_model_that_is_not_in_the_cache_is_refused(tmp_path: Path) -> None:
     for name in ("cross-encoder/ms-marco-none", "techer"):
         done = run(tmp_path / "home", *tokenize_flags(tmp_path, name))
-        assert_refused(done, f"{name} is neither a directory here nor a model", "offline mode is enabled")
+        assert_refused(done, f"{name} is neither a directory nor a model", "offline mode is enabled")
         assert not (tmp_path / "tokenized").exists()
 
 
-def test_a_directory_is_itself_and_a_path_is_never_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_returned_and_a_path_is_never_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "teacher").mkdir(parents=True)
@@ -122,14 +127,14 @@ def test_a_directory_is_itself_and_a_path_is_never_looked_up(tmp_path: Path, mon
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """As much of the Hugging Face Hub as fetching the files of `org/model` takes."""
+    """A Hugging Face Hub with one model, `org/model`."""
 
     daemon_threads = True
 
     def __init__(self, files: Path):
         super().__init__(("127.0.0.1", 0), HubRequest)
         self.files = {path.name: path.read_bytes() for path in files.iterdir()}
-        self.fetched: list[str] = []
+        self.downloaded: list[str] = []
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -160,7 +165,7 @@ class HubRequest(http.server.BaseHTTPRequestHandler):
             self.answer(200, json.dumps(tree).encode())
         elif path.startswith(f"/org/model/resolve/{COMMIT}/") and (name := path.rpartition("/")[2]) in files:
             if self.command == "GET":
-                self.server.fetched.append(name)
+                self.server.downloaded.append(name)
             self.answer(200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', X_Repo_Commit=COMMIT)
         else:
             self.answer(404, b"", X_Error_Code="RepoNotFound")
@@ -178,7 +183,7 @@ def hub(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hub]:
     else:
         (files / "bert_config.json").rename(files / "config.json")
     server = Hub(files)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -187,33 +192,33 @@ def hub(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 
 @pytest.mark.parametrize("hub", [write_transformers, write_published], indirect=True)
-def test_a_model_is_fetched_once_and_no_more_of_it_than_is_read(tmp_path: Path, hub: Hub) -> None:
-    def fetched(weights: bool, endpoint: str | None) -> Path:
+def test_a_model_is_downloaded_once_and_only_the_files_that_are_read(tmp_path: Path, hub: Hub) -> None:
+    def downloaded(weights: bool, endpoint: str | None) -> Path:
         done = look_up(tmp_path / "home", "org/model", weights, endpoint)
         assert done.status == 0, done
         return Path(done.stdout.rstrip("\n"))
 
     weights_file = "model.safetensors" if "model.safetensors" in hub.files else "pytorch_model.bin"
-    fetched(False, hub.endpoint)
-    assert sorted(hub.fetched) == ["config.json", "vocab.txt"]
-    directory = fetched(True, hub.endpoint)
-    assert sorted(hub.fetched) == sorted(["config.json", "vocab.txt", weights_file])
+    downloaded(False, hub.endpoint)
+    assert sorted(hub.downloaded) == ["config.json", "vocab.txt"]
+    directory = downloaded(True, hub.endpoint)
+    assert sorted(hub.downloaded) == sorted(["config.json", "vocab.txt", weights_file])
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == {
-        name: hub.files[name] for name in hub.fetched
+        name: hub.files[name] for name in hub.downloaded
     }
-    assert fetched(True, hub.endpoint) == directory
-    assert len(hub.fetched) == 3
-    assert fetched(True, None) == directory  # from now on without the network
+    assert downloaded(True, hub.endpoint) == directory
+    assert len(hub.downloaded) == 3
+    assert downloaded(True, None) == directory  # from now on without the network
 
 
 @pytest.mark.parametrize("hub", [write_transformers], indirect=True)
-def test_what_the_hub_does_not_know_is_refused(tmp_path: Path, hub: Hub) -> None:
+def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path: Path, hub: Hub) -> None:
     done = look_up(tmp_path / "home", "org/modle", endpoint=hub.endpoint)
-    assert_refused(done, "org/modle is neither a directory here nor a model", "Repository Not Found")
+    assert_refused(done, "org/modle is neither a directory nor a model", "Repository Not Found")
 
 
-def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), HubRequest) as closed:
         endpoint = f"http://127.0.0.1:{closed.server_port}"
     done = look_up(tmp_path / "home", "org/model", endpoint=endpoint)
-    assert_refused(done, "org/model is neither a directory here nor a model", "refused")
+    assert_refused(done, "org/model is neither a directory nor a model", "refused")

@@ -15,7 +15,7 @@ from tiny import (
     write_tiny_features,
 )
 
-from benchmarks import plain
+from benchmarks import reference
 from distill import LOSSES, distillation_losses, set_weights
 from formats.features import Features
 from modeling import losses
@@ -245,7 +245,7 @@ def test_losses_and_all_gradients_agree_with_the_plain_version(
 
     weights = {name: tensor.double().requires_grad_() for name, tensor in student_weights().items()}
     target = {name: tensor.double() for name, tensor in teacher_weights().items()}
-    expected = plain.losses(
+    expected = reference.losses(
         distill_model, weights, target, STUDENT.heads, batch, pooled_activation, alpha=alpha, temperature=temperature
     )
     expected["loss"].backward()

@@ -1,4 +1,4 @@
-"""General students: layers of a model, or a shape of its own from scratch."""
+"""General students: layers of a model, or a new model of another shape."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def make(model_dir: Path, output_dir: Path, *more: object) -> Finished:
 
 
 def made(model_dir: Path, output_dir: Path, *more: object) -> dict[str, torch.Tensor]:
-    """The weights of the student, a classifier from initial values among them where it has none."""
+    """The weights of the student. If it has no classifier, these have one with initial values."""
     done = make(model_dir, output_dir, *more)
     assert (done.status, done.stderr) == (0, ""), done
     assert len(done.stdout.splitlines()) == 1 and str(output_dir) in done.stdout
@@ -49,7 +49,7 @@ def made(model_dir: Path, output_dir: Path, *more: object) -> dict[str, torch.Te
 
 
 def source(name: str, layers: list[int]) -> str:
-    """Where a student's parameter comes from."""
+    """The name of the model's parameter that becomes a student's parameter."""
     parts = name.split(".")
     if parts[:3] == ["bert", "encoder", "layer"]:
         parts[3] = str(layers[int(parts[3])] - 1)
@@ -69,7 +69,7 @@ def test_layers_are_taken_in_the_order_named_with_embeddings_and_head(
     assert load_vocabulary(tmp_path / "student") == TOKENS
 
 
-def test_of_an_encoder_without_classifier_none_is_made_up(tmp_path: Path) -> None:
+def test_an_encoder_without_classifier_gives_a_student_without_one(tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in teacher_weights().items() if not name.startswith("classifier.")}
     encoder = write_published(tmp_path / "encoder", TEACHER, weights)
     found = made(encoder, tmp_path / "student", "--layers", "5,2")
@@ -79,7 +79,7 @@ def test_of_an_encoder_without_classifier_none_is_made_up(tmp_path: Path) -> Non
             assert torch.equal(tensor, weights[source(name, [5, 2])]), name
 
 
-def test_a_missing_pooler_is_said_to_start_from_the_seed(tmp_path: Path) -> None:
+def test_a_missing_pooler_starts_from_the_seed_and_is_reported(tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in teacher_weights().items() if not name.startswith("bert.pooler.")}
     encoder = write_published(tmp_path / "encoder", TEACHER, weights)
     done = make(encoder, tmp_path / "student", "--layers", "1", "--seed", 5)
@@ -134,7 +134,7 @@ def test_other_settings_and_the_vocabulary_are_those_of_the_model(tmp_path: Path
     assert saved_lower_case(tmp_path / "uncased") is True
 
 
-def test_a_student_from_scratch_is_that_of_its_seed(teacher: Path, tmp_path: Path) -> None:
+def test_the_seed_decides_the_initial_values(teacher: Path, tmp_path: Path) -> None:
     first, same, other = (
         made(teacher, tmp_path / name, *SHAPE, *more)
         for name, more in (("first", ()), ("same", ("--seed", 42)), ("other", ("--seed", 43)))
@@ -185,7 +185,7 @@ def test_what_cannot_be_made_is_refused(teacher: Path, tmp_path: Path) -> None:
     refused(says=("--num_layers", "--layers"))
     refused(*SHAPE, "--num_heads", 3, says=("--hidden_size: 20", "multiple of --num_heads 3"))
     for layers in ("", "2,", "a", "1.5"):
-        refused("--layers", layers, says=("--layers", "no list of layers"))
+        refused("--layers", layers, says=("--layers", "not a list of layers"))
     for layers in ("0", "7", "1,2,7", "-1"):
         refused(f"--layers={layers}", says=("--layers", teacher, "has layers 1 to 6"))
     refused(*SHAPE, "--seed", -1, says=("--seed",))

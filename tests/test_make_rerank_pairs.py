@@ -1,4 +1,4 @@
-"""Pairs to re-rank: the script on collections made by hand and at random, and what it refuses."""
+"""Pairs to re-rank: the script on small and on random collections, and what it refuses."""
 
 import gzip
 import json
@@ -10,20 +10,20 @@ from small_collection import (
     SmallCollection,
     closing_figures,
     flags,
-    plain_passages,
     random_collection,
+    reference_passages,
     write_collection,
 )
 from tiny import Finished, assert_refused, run_main, run_script
 
 SCRIPT = "data_preparation/make_rerank_pairs.py"
 TINY = ["--window", 4, "--stride", 2]
-HAND_MADE = SmallCollection(
+SMALL = SmallCollection(
     documents={
         "D1": ("On pets", "a b c d e f g"),
         "D2": ("", "x y"),
         "D3": ("A title alone", ""),
-        "D_4": ("T", "never asked for"),
+        "D_4": ("T", "beyond the depth"),
     },
     queries={"7": "what  is a pet", "8": "who", "9": "not in the run"},
     qrels={},
@@ -37,8 +37,8 @@ def make(tmp_path: Path, collection: SmallCollection, *more: object, name: str =
     return run_main(SCRIPT, *flags(paths), "--output_pairs_file", tmp_path / name, *more)
 
 
-def test_hand_made(tmp_path: Path) -> None:
-    done = make(tmp_path, HAND_MADE, "--depth", 3, *TINY)
+def test_a_small_collection_by_hand(tmp_path: Path) -> None:
+    done = make(tmp_path, SMALL, "--depth", 3, *TINY)
     assert (done.status, done.stderr) == (0, ""), done
     assert (tmp_path / "pairs.tsv").read_text() == (
         "8#D2_passage-0\twho\tx y\n"
@@ -63,7 +63,7 @@ def test_hand_made(tmp_path: Path) -> None:
 
 
 def test_cap_on_passages(tmp_path: Path) -> None:
-    make(tmp_path, HAND_MADE, "--depth", 2, *TINY, "--max_passages", 2)
+    make(tmp_path, SMALL, "--depth", 2, *TINY, "--max_passages", 2)
     assert [line.split("\t")[2] for line in (tmp_path / "pairs.tsv").read_text().splitlines()] == [
         "x y",
         "On pets a b c d",
@@ -72,8 +72,8 @@ def test_cap_on_passages(tmp_path: Path) -> None:
 
 
 def test_runs_as_a_command_from_elsewhere_and_packs(tmp_path: Path) -> None:
-    assert make(tmp_path, HAND_MADE).status == 0
-    paths = write_collection(tmp_path / "files", HAND_MADE)
+    assert make(tmp_path, SMALL).status == 0
+    paths = write_collection(tmp_path / "files", SMALL)
     del paths["qrels"]
     done = run_script(SCRIPT, *flags(paths), "--output_pairs_file", tmp_path / "pairs.tsv.gz")
     assert done.status == 0 and done.stderr == "", done
@@ -93,7 +93,7 @@ def test_random_collections(tmp_path: Path, seed: int) -> None:
         for doc_id in doc_ids[:depth]:
             if doc_id not in collection.documents:
                 dropped["document missing"] += 1
-            elif not (passages := plain_passages(*collection.documents[doc_id], window, stride)):
+            elif not (passages := reference_passages(*collection.documents[doc_id], window, stride)):
                 dropped["document empty"] += 1
             else:
                 text = collection.queries[query_id]
@@ -108,20 +108,20 @@ def test_random_collections(tmp_path: Path, seed: int) -> None:
     assert report["documents"] + report["documents_missing"] + report["documents_empty"] == len(named)
 
 
-def test_an_existing_result_is_kept_unless_told(tmp_path: Path) -> None:
-    make(tmp_path, HAND_MADE)
+def test_an_existing_result_is_kept_without_overwrite(tmp_path: Path) -> None:
+    make(tmp_path, SMALL)
     before = (tmp_path / "pairs.tsv").read_bytes()
-    assert_refused(make(tmp_path, HAND_MADE, *TINY), "--output_pairs_file", "exists already", "--overwrite")
+    assert_refused(make(tmp_path, SMALL, *TINY), "--output_pairs_file", "exists already", "--overwrite")
     assert (tmp_path / "pairs.tsv").read_bytes() == before
-    assert make(tmp_path, HAND_MADE, *TINY, "--overwrite").status == 0
+    assert make(tmp_path, SMALL, *TINY, "--overwrite").status == 0
     assert (tmp_path / "pairs.tsv").read_bytes() != before
     (tmp_path / "pairs.tsv").unlink()
-    assert_refused(make(tmp_path, HAND_MADE), "pairs.tsv.report.json", "--overwrite")
+    assert_refused(make(tmp_path, SMALL), "pairs.tsv.report.json", "--overwrite")
 
 
 def test_an_input_is_never_the_output(tmp_path: Path) -> None:
     for name in ("collection.tsv", "queries.tsv", "candidates.tsv"):
-        done = make(tmp_path, HAND_MADE, "--overwrite", name=f"files/{name}")
+        done = make(tmp_path, SMALL, "--overwrite", name=f"files/{name}")
         assert_refused(done, "--output_pairs_file", name, "also an input")
 
 
@@ -136,20 +136,20 @@ def test_an_input_is_never_the_output(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_settings(tmp_path: Path, more: list[object], says: list[str]) -> None:
-    assert_refused(make(tmp_path, HAND_MADE, *more), *says)
+    assert_refused(make(tmp_path, SMALL, *more), *says)
     assert os.listdir(tmp_path) == ["files"]
 
 
 def test_unusable_inputs(tmp_path: Path) -> None:
-    without_text = HAND_MADE._replace(queries={"7": "what"})
+    without_text = SMALL._replace(queries={"7": "what"})
     assert_refused(make(tmp_path, without_text), "--queries", "query 8")
-    elsewhere = HAND_MADE._replace(run={"7": ["E1", "E2"]})
+    elsewhere = SMALL._replace(run={"7": ["E1", "E2"]})
     assert_refused(make(tmp_path, elsewhere), "--candidates", "'E1'", "--collection")
-    empty = HAND_MADE._replace(run={"7": ["D3", "E2"]})
-    assert_refused(make(tmp_path, empty), "--candidates", "has 1, none with a body")
-    hash_sign = HAND_MADE._replace(queries={"7#1": "what"}, run={"7#1": ["D1"]})
+    empty = SMALL._replace(run={"7": ["D3", "E2"]})
+    assert_refused(make(tmp_path, empty), "--candidates", "has 1 of the 2 documents, none with a body")
+    hash_sign = SMALL._replace(queries={"7#1": "what"}, run={"7#1": ["D1"]})
     assert_refused(make(tmp_path, hash_sign), "7#1", "'#'")
-    paths = write_collection(tmp_path / "files", HAND_MADE)
+    paths = write_collection(tmp_path / "files", SMALL)
     arguments = ["--collection", paths["collection"], "--queries", paths["queries"]]
     done = run_main(SCRIPT, *arguments, "--output_pairs_file", tmp_path / "pairs.tsv")
     assert_refused(done, "--candidates", "name a run")
@@ -157,7 +157,7 @@ def test_unusable_inputs(tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_is_named_with_its_line(tmp_path: Path) -> None:
-    paths = write_collection(tmp_path / "files", HAND_MADE)
+    paths = write_collection(tmp_path / "files", SMALL)
     del paths["qrels"]
     with open(paths["candidates"], "a") as file:
         file.write("7 Q0 D1 5\n")

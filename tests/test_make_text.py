@@ -1,4 +1,4 @@
-"""Plain text of a collection."""
+"""The plain text of a collection."""
 
 import gzip
 
@@ -46,7 +46,7 @@ def test_script(tmp_path, documents):
     done = run_main(SCRIPT, "--collection", documents, "--output_text_file", out)
     assert done.status == 0, done.stderr
     assert out.read_text() == "First\nOne.\nTwo.\n\nThree words here.\n\nLast\n"
-    assert "3 documents, 5 lines, 7 words; 1 documents without text" in done.stdout
+    assert "3 documents, 5 lines, 7 words; skipped 1 documents without text" in done.stdout
     assert done.stdout.strip() in (tmp_path / "text.txt.log").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Pairs to train with: the script on collections made by hand and at random, its draws, and what it refuses."""
+"""Pairs to train with: the script on small and on random collections, the sampled negatives, and what it refuses."""
 
 import json
 import os
@@ -11,24 +11,24 @@ from small_collection import (
     SmallCollection,
     closing_figures,
     flags,
-    plain_passages,
     random_collection,
+    reference_passages,
     write_collection,
 )
 from tiny import Finished, assert_refused, run_main, run_script
 
-from data_preparation.training_examples import draw_documents, draw_others, needed_by
+from data_preparation.training_examples import all_ids, sample_documents, sample_negatives
 from formats.pairs import Pair, read_pairs, split_example_id
 from formats.scores import split_passage_id
 
 SCRIPT = "data_preparation/make_train_pairs.py"
 TINY = ["--window", 4, "--stride", 2]
-HAND_MADE = SmallCollection(
+SMALL = SmallCollection(
     documents={
         "D1": ("On pets", "a b c d e f g"),
         "D2": ("", "x y"),
         "D3": ("A title alone", ""),
-        "D4": ("T", "judged a little relevant"),
+        "D4": ("T", "of low relevance"),
         "D5": ("T", "not relevant"),
         "D6": ("T", "beyond the ranks"),
     },
@@ -68,12 +68,12 @@ def rows(path: Path) -> list[tuple[str, str, int, Pair]]:
     return parsed
 
 
-def test_hand_made(tmp_path: Path) -> None:
+def test_a_small_collection_by_hand(tmp_path: Path) -> None:
     settings = ["--min_relevance", 2, "--num_negatives", 2, "--negatives_to_rank", 3]
-    done = make(tmp_path, HAND_MADE, *TINY, *settings)
+    done = make(tmp_path, SMALL, *TINY, *settings)
     assert (done.status, done.stderr) == (0, ""), done
-    # Of query 7 the candidates to draw from are D5 alone: D4 is relevant a little, D6 of rank 4. Of query 8 they are
-    # D9, which the collection lacks, and D2. The relevant D8 is lacking too, and D3 empty.
+    # Negatives of query 7: only D5, because D4 has a low relevance, and D6 has rank 4. Negatives of query 8: D9, which
+    # is not in the collection, and D2. The relevant D8 is not in the collection either, and D3 is empty.
     assert (tmp_path / "pairs.tsv").read_text() == (
         "9#D2_passage-0\tno candidates\tx y\t1\n"
         "7#D1_passage-0\twhat is a pet\tOn pets a b c d\t1\n"
@@ -105,7 +105,7 @@ def test_hand_made(tmp_path: Path) -> None:
 
 def test_positives_without_label_for_the_teacher(tmp_path: Path) -> None:
     settings = ["--min_relevance", 2, *TINY, "--max_positive_passages", 2]
-    make(tmp_path, HAND_MADE, *settings, "--output_positives_file", tmp_path / "positives.tsv")
+    make(tmp_path, SMALL, *settings, "--output_positives_file", tmp_path / "positives.tsv")
     assert (tmp_path / "positives.tsv").read_text() == (
         "9#D2_passage-0\tno candidates\tx y\n"
         "7#D1_passage-0\twhat is a pet\tOn pets a b c d\n"
@@ -115,7 +115,7 @@ def test_positives_without_label_for_the_teacher(tmp_path: Path) -> None:
     assert labelled == list(read_pairs(tmp_path / "positives.tsv", labelled=False))
 
 
-def check_against_plain_version(tmp_path: Path, collection: SmallCollection, settings: dict[str, int]) -> None:
+def check_against_reference(tmp_path: Path, collection: SmallCollection, settings: dict[str, int]) -> None:
     window, stride, cap = settings["window"], settings["stride"], settings["max_positive_passages"]
     first, last = settings["negatives_from_rank"], settings["negatives_to_rank"]
     done = make(tmp_path, collection, *(part for name, value in settings.items() for part in (f"--{name}", value)))
@@ -123,9 +123,9 @@ def check_against_plain_version(tmp_path: Path, collection: SmallCollection, set
     found: dict[str, list] = {}
     for query_id, doc_id, number, pair in rows(tmp_path / "pairs.tsv"):
         found.setdefault(query_id, []).append((doc_id, number, pair))
-    passages = {doc_id: plain_passages(*text, window, stride) for doc_id, text in collection.documents.items()}
+    passages = {doc_id: reference_passages(*text, window, stride) for doc_id, text in collection.documents.items()}
     used = []
-    drawn = dropped = 0
+    sampled = dropped = 0
     for query_id, grades in collection.qrels.items():
         relevant = [doc_id for doc_id, relevance in grades.items() if relevance >= settings["min_relevance"]]
         if query_id not in collection.queries or not relevant:
@@ -144,7 +144,7 @@ def check_against_plain_version(tmp_path: Path, collection: SmallCollection, set
         assert all(grades.get(doc_id, 0) <= 0 for doc_id in negatives)
         eligible = [d for d in collection.run.get(query_id, [])[first - 1 : last] if grades.get(d, 0) <= 0]
         usable = [doc_id for doc_id in eligible if passages.get(doc_id)]
-        drawn += min(settings["num_negatives"], len(eligible))
+        sampled += min(settings["num_negatives"], len(eligible))
         dropped += min(settings["num_negatives"], len(eligible)) - len(negatives)
         if settings["num_negatives"] >= len(eligible):
             assert sorted(negatives) == sorted(usable)
@@ -159,7 +159,7 @@ def check_against_plain_version(tmp_path: Path, collection: SmallCollection, set
     assert report["queries"] == len(used)
     assert sum(report["queries_left_out"].values()) == len(collection.qrels) - len(used)
     assert report["negatives_asked_for"] == len(used) * settings["num_negatives"]
-    assert report["negatives_drawn"] == drawn == report["negatives"] + sum(report["negatives_dropped"].values())
+    assert report["negatives_drawn"] == sampled == report["negatives"] + sum(report["negatives_dropped"].values())
     assert dropped == sum(report["negatives_dropped"].values())
     with_positives = {query_id for query_id, *_, pair in rows(tmp_path / "pairs.tsv") if pair.label == 1}
     assert report["queries_without_positives"] == len(used) - len(with_positives)
@@ -179,11 +179,11 @@ def test_random_collections(tmp_path: Path, seed: int) -> None:
         "negatives_to_rank": draw.randint(first, 20),
         "seed": seed,
     }
-    check_against_plain_version(tmp_path, random_collection(100 + seed), settings)
+    check_against_reference(tmp_path, random_collection(100 + seed), settings)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_seed_alone_decides(tmp_path: Path, seed: int) -> None:
+def test_pairs_depend_on_the_seed_and_not_on_the_order_of_lines(tmp_path: Path, seed: int) -> None:
     collection = random_collection(200 + seed)
     settings = ["--num_random_negatives", 2, *TINY]
     written = {}
@@ -213,8 +213,8 @@ def test_a_beir_folder_gives_the_same_pairs(tmp_path: Path) -> None:
     }
     for name, objects in rows_of.items():
         folder.joinpath(name).write_text("".join(json.dumps(row) + "\n" for row in objects))
-    judgements = [f"{q}\t{d}\t{grade}" for q, grades in collection.qrels.items() for d, grade in grades.items()]
-    folder.joinpath("qrels", "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judgements]) + "\n")
+    qrels = [f"{q}\t{d}\t{grade}" for q, grades in collection.qrels.items() for d, grade in grades.items()]
+    folder.joinpath("qrels", "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
     arguments = ["--collection", folder, "--split", "train", "--candidates", tmp_path / "files" / "candidates.tsv"]
     done = run_main(SCRIPT, *arguments, "--output_pairs_file", tmp_path / "of_beir.tsv")
     assert done.status == 0, done
@@ -223,9 +223,9 @@ def test_a_beir_folder_gives_the_same_pairs(tmp_path: Path) -> None:
     assert_refused(done, "corpus.jsonl", "also an input")
 
 
-def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
+def test_the_hash_seed_has_no_effect(tmp_path: Path) -> None:
     paths = write_collection(tmp_path / "files", random_collection(7))
-    for name in ("first", "again"):  # each process hashes texts in its own way
+    for name in ("first", "again"):  # each process has its own seed for hashes of texts
         done = run_script(SCRIPT, *flags(paths), "--num_random_negatives", 3, "--output_pairs_file", tmp_path / name)
         assert done.status == 0 and done.stderr == "", done
     assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
@@ -238,7 +238,7 @@ def test_random_negatives(tmp_path: Path, seed: int) -> None:
     make(tmp_path, collection, *without, name="without")
     make(tmp_path, collection, *without, "--num_random_negatives", 3, name="with")
     before, after = (rows(tmp_path / name) for name in ("without", "with"))
-    assert {pair for *_, pair in before} < {pair for *_, pair in after}  # they come on top
+    assert {pair for *_, pair in before} < {pair for *_, pair in after}  # in addition
     pool = {doc_id for _, doc_id, *_ in before}
     for query_id in dict.fromkeys(query_id for query_id, *_ in after):
         negatives = [doc_id for found, doc_id, _, pair in after if found == query_id and pair.label == 0]
@@ -250,18 +250,18 @@ def test_random_negatives(tmp_path: Path, seed: int) -> None:
     assert report["negatives_asked_for"] == 5 * report["queries"]
 
 
-def test_every_eligible_document_is_drawn_about_as_often() -> None:
+def test_every_eligible_document_is_sampled_about_as_often() -> None:
     run = {str(i): ["D0", "D1", "D2", "D3", "D4", "D5", "D6"] for i in range(3000)}
     qrels = {query_id: {"D3": 1, "E": 1} for query_id in run}
     settings = {"min_relevance": 1, "ranks": (2, 6), "num_negatives": 2, "num_random_negatives": 0, "seed": 1}
-    drawn = draw_documents(qrels, run, **settings)
-    count = Counter(doc_id for documents in drawn.values() for doc_id in documents.negative)
+    documents = sample_documents(qrels, run, **settings)
+    count = Counter(doc_id for of_query in documents.values() for doc_id in of_query.negative)
     assert set(count) == {"D1", "D2", "D4", "D5"}
     assert all(1400 < number < 1600 for number in count.values())  # 1,500 expected, a standard deviation of 27
-    assert needed_by(drawn) == {"D1", "D2", "D3", "D4", "D5", "E"}
+    assert all_ids(documents) == {"D1", "D2", "D3", "D4", "D5", "E"}
 
 
-def test_a_passage_of_a_negative_is_any_of_them(tmp_path: Path) -> None:
+def test_the_passage_of_a_negative_is_any_of_its_passages(tmp_path: Path) -> None:
     body = " ".join(f"w{i}" for i in range(10))
     query_ids = [f"q{i}" for i in range(200)]
     collection = SmallCollection(
@@ -276,41 +276,41 @@ def test_a_passage_of_a_negative_is_any_of_them(tmp_path: Path) -> None:
     assert all(25 < number < 75 for number in count.values())  # 50 expected, a standard deviation of 6
 
 
-def test_few_are_drawn_of_many_without_looking_at_all() -> None:
+def test_few_are_sampled_of_many_without_reading_all() -> None:
     class Counting(list):
-        looks = 0
+        reads = 0
 
         def __getitem__(self, index):
-            self.looks += 1
+            self.reads += 1
             return super().__getitem__(index)
 
     pool = Counting(range(1_000_000))
-    drawn = draw_others(random.Random(1), pool, {5, 6}, 3)
-    assert len(set(drawn)) == 3 and not {5, 6} & set(drawn)
-    assert pool.looks == 5
-    assert sorted(draw_others(random.Random(1), [4, 5, 6, 7], {5, 6}, 3)) == [4, 7]
+    sampled = sample_negatives(random.Random(1), pool, {5, 6}, 3)
+    assert len(set(sampled)) == 3 and not {5, 6} & set(sampled)
+    assert pool.reads == 5
+    assert sorted(sample_negatives(random.Random(1), [4, 5, 6, 7], {5, 6}, 3)) == [4, 7]
 
 
 # Refusals.
 
 
-def test_existing_results_are_kept_unless_told(tmp_path: Path) -> None:
+def test_existing_results_are_kept_without_overwrite(tmp_path: Path) -> None:
     positives = ["--output_positives_file", tmp_path / "positives.tsv"]
-    assert make(tmp_path, HAND_MADE, *positives).status == 0
+    assert make(tmp_path, SMALL, *positives).status == 0
     before = {name: (tmp_path / name).read_bytes() for name in ("pairs.tsv", "positives.tsv")}
-    assert_refused(make(tmp_path, HAND_MADE, *TINY), "--output_pairs_file", "--overwrite")
-    assert_refused(make(tmp_path, HAND_MADE, *TINY, *positives, name="new"), "--output_positives_file", "--overwrite")
+    assert_refused(make(tmp_path, SMALL, *TINY), "--output_pairs_file", "--overwrite")
+    assert_refused(make(tmp_path, SMALL, *TINY, *positives, name="new"), "--output_positives_file", "--overwrite")
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    assert make(tmp_path, HAND_MADE, *TINY, *positives, "--overwrite").status == 0
+    assert make(tmp_path, SMALL, *TINY, *positives, "--overwrite").status == 0
     assert all((tmp_path / name).read_bytes() != content for name, content in before.items())
 
 
 def test_an_input_is_never_the_output(tmp_path: Path) -> None:
     for name in ("collection.tsv", "queries.tsv", "qrels.tsv", "candidates.tsv"):
-        assert_refused(make(tmp_path, HAND_MADE, "--overwrite", name=f"files/{name}"), name, "also an input")
-        done = make(tmp_path, HAND_MADE, "--overwrite", "--output_positives_file", tmp_path / "files" / name)
+        assert_refused(make(tmp_path, SMALL, "--overwrite", name=f"files/{name}"), name, "also an input")
+        done = make(tmp_path, SMALL, "--overwrite", "--output_positives_file", tmp_path / "files" / name)
         assert_refused(done, "--output_positives_file", name, "also an input")
-    done = make(tmp_path, HAND_MADE, "--output_positives_file", tmp_path / "pairs.tsv")
+    done = make(tmp_path, SMALL, "--output_positives_file", tmp_path / "pairs.tsv")
     assert_refused(done, "--output_positives_file", "--output_pairs_file")
 
 
@@ -329,18 +329,18 @@ def test_an_input_is_never_the_output(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_settings(tmp_path: Path, more: list[object], says: list[str]) -> None:
-    assert_refused(make(tmp_path, HAND_MADE, *more), *says)
+    assert_refused(make(tmp_path, SMALL, *more), *says)
     assert os.listdir(tmp_path) == ["files"]
 
 
 def test_unusable_inputs(tmp_path: Path) -> None:
-    elsewhere = HAND_MADE._replace(qrels={"7": {"E1": 1}}, run={"7": ["E2"]})
+    elsewhere = SMALL._replace(qrels={"7": {"E1": 1}}, run={"7": ["E2"]})
     assert_refused(make(tmp_path, elsewhere), "--qrels and --candidates", "'E1'")
-    no_relevant = HAND_MADE._replace(qrels={"7": {"E1": 1, "D3": 1}})
+    no_relevant = SMALL._replace(qrels={"7": {"E1": 1, "D3": 1}})
     assert_refused(make(tmp_path, no_relevant), "--qrels", "E1")
-    other_queries = HAND_MADE._replace(qrels={"70": {"D1": 1}})
+    other_queries = SMALL._replace(qrels={"70": {"D1": 1}})
     assert_refused(make(tmp_path, other_queries), "--qrels", "text")
-    paths = write_collection(tmp_path / "files", HAND_MADE)
+    paths = write_collection(tmp_path / "files", SMALL)
     for name in ("qrels", "candidates"):
         some = {other: path for other, path in paths.items() if other != name}
         done = run_main(SCRIPT, *flags(some), "--output_pairs_file", tmp_path / "pairs.tsv")

@@ -21,7 +21,7 @@ from tiny import (
     write_transformers,
 )
 
-from benchmarks import plain
+from benchmarks import reference
 from formats.features import Features, FeaturesHeader
 from modeling.model_files import ModelFileError, check_reads_features, load_ranker, make_fit_dense, save_ranker
 from tokenization.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
@@ -53,7 +53,7 @@ def test_both_layouts_load_and_compute_what_the_plain_version_does(tmp_path: Pat
     weights = teacher_weights()
     write_published(tmp_path / "published", TEACHER, weights)
     write_transformers(tmp_path / "transformers", TEACHER, weights)
-    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
+    expected = reference.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
     for layout in ("published", "transformers"):
         model, fit_dense = load_ranker(tmp_path / layout)
         assert not model.training
@@ -75,7 +75,7 @@ def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Pat
         found = model(**batch, hidden_states_of=range(TEACHER.layers + 1), queries_keys_of=layers)
         ended = model(**batch, queries_keys_of=[2])
     double = {name: tensor.double() for name, tensor in weights.items()}
-    _, scores, hidden = plain.bert(double, TEACHER.heads, batch)
+    _, scores, hidden = reference.bert(double, TEACHER.heads, batch)
     assert len(found.hidden_states) == len(hidden) == TEACHER.layers + 1
     for one, other in zip(found.hidden_states.values(), hidden, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
@@ -174,7 +174,7 @@ def test_a_ranker_with_parts_that_it_does_not_need_loads_without_a_word(
     tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture, write, change
 ) -> None:
     weights = student_weights()
-    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, STUDENT.heads, batch)[0]
+    expected = reference.bert({name: tensor.double() for name, tensor in weights.items()}, STUDENT.heads, batch)[0]
     found = logits(write(tmp_path / "m", STUDENT, change(weights)), batch)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     assert not caplog.records
@@ -219,7 +219,7 @@ def test_a_classifier_of_one_output_scores_by_its_sigmoid(
     assert not caplog.records
     found = logits(directory, batch)
     assert torch.equal(found[:, 0], torch.zeros(5))
-    expected = plain.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
+    expected = reference.bert({name: tensor.double() for name, tensor in weights.items()}, TEACHER.heads, batch)[0]
     assert tuple(expected.shape) == (5, 1)
     torch.testing.assert_close(found[:, 1:].double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.double().softmax(-1)[:, 1:], expected.sigmoid(), rtol=1e-5, atol=1e-6)
@@ -533,7 +533,7 @@ def test_the_head_is_recorded_and_read_back(tmp_path: Path, batch: dict) -> None
         assert config["pooled_activation"] == activation
         loaded, _ = load_ranker(tmp_path / activation)
         assert loaded.pooled_activation == activation
-        expected = plain.bert(
+        expected = reference.bert(
             {name: t.double() for name, t in student_weights().items()}, STUDENT.heads, batch, activation
         )[0]
         torch.testing.assert_close(logits(tmp_path / activation, batch).double(), expected, rtol=1e-5, atol=1e-6)

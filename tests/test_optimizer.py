@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import plain
+from benchmarks import reference
 from training.optimizer import BertAdam, decay_groups, warmup_linear
 
 SHAPES = {
@@ -48,7 +48,7 @@ def test_thirty_updates_agree_with_the_plain_version(lr: float, warmup: float, d
             found[name].grad, expected[name].grad = gradient.clone(), gradient.clone()
         assert optimizer.learning_rate() == lr * warmup_linear(step / 25, warmup)
         optimizer.step()
-        plain.bert_adam_step(expected, state, step, 25, lr, warmup, decay)
+        reference.bert_adam_step(expected, state, step, 25, lr, warmup, decay)
         for name in SHAPES:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
     assert torch.equal(found["unused.weight"], random_parameters()["unused.weight"])

@@ -1,4 +1,4 @@
-"""Documents cut into passages."""
+"""Documents split into passages."""
 
 import itertools
 
@@ -7,12 +7,12 @@ import pytest
 from data_preparation.passages import passage_spans, split_into_passages
 
 
-def test_hand_made_document():
+def test_a_document_by_hand():
     assert split_into_passages("T", "a b c d e f g", window=4, stride=2) == ["T a b c d", "T c d e f", "T e f g"]
 
 
 def test_no_passage_more_than_needed():
-    # After the window that reaches the end, the next would hold nothing new.
+    # A window after the one that reaches the end would have no new words.
     assert split_into_passages("T", "a b c d e f", window=4, stride=2) == ["T a b c d", "T c d e f"]
     assert split_into_passages("T", "a b c d", window=4, stride=2) == ["T a b c d"]
     assert split_into_passages("T", "a", window=4, stride=2) == ["T a"]
@@ -29,7 +29,7 @@ def test_cap_keeps_the_first_and_the_last():
 
 
 @pytest.mark.parametrize(("window", "stride"), [(5, 5), (7, 3)])
-def test_cap_takes_away_the_ones_before_the_last(window, stride):
+def test_cap_drops_passages_before_the_last(window, stride):
     for num_words in range(30):
         every = passage_spans(num_words, window, stride)
         for cap in range(1, 12):
@@ -37,11 +37,11 @@ def test_cap_takes_away_the_ones_before_the_last(window, stride):
             assert capped == (every if len(every) <= cap else every[: cap - 1] + every[-1:])
 
 
-def test_title_alone_is_no_passage():
+def test_a_title_alone_is_not_a_passage():
     assert split_into_passages("A title", "  \n ") == []
 
 
-def test_white_space_becomes_one_blank():
+def test_white_space_becomes_one_space():
     assert split_into_passages(" A\ttitle ", "one\n\n two\u00a0three") == ["A title one two three"]
     assert split_into_passages("", "one two") == ["one two"]
 

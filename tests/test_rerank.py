@@ -17,7 +17,7 @@ from tiny import (
     write_transformers,
 )
 
-from benchmarks import plain
+from benchmarks import reference
 from formats.features import Example, Features, FeaturesHeader, check_pairs, read_blocks, write_features
 from formats.scores import PassageScore, read_scores
 from runtime.errors import InputError
@@ -52,7 +52,7 @@ def plain_scores(features_file: Path, pooled_activation: str = "none", weights: 
     scores = []
     for i in range(len(features)):
         batch = {name: torch.from_numpy(array) for name, array in features.batch([i]).items()}
-        logits = plain.bert(weights, STUDENT.heads, batch, pooled_activation)[0]
+        logits = reference.bert(weights, STUDENT.heads, batch, pooled_activation)[0]
         scores.append(torch.softmax(logits, dim=-1)[0, 1].item())
     return scores
 

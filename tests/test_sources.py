@@ -1,4 +1,4 @@
-"""One small collection in every layout that a collection comes in, and what is wrong with others."""
+"""One small collection in every layout of collections, and malformed collections."""
 
 import argparse
 import gzip
@@ -35,37 +35,37 @@ QRELS = {"7": {"D1": 1, "D3": 0}, "19": {"D10": 2}}
 RUN = {"19": {"D1": -4.5, "D10": -4.25}, "7": {"D3": 2.5, "D2#a_b": 2.5, "D1": 3.0, "gone": 0.125}}
 BEST_FIRST = {"19": ["D10", "D1"], "7": ["D1", "D3", "D2#a_b", "gone"]}
 
-# What stands between columns, what ends a line, and whether files are packed.
+# The column separator, the end of lines, and the suffix of the files.
 LINES = list(itertools.product("\t ", ("\n", "\r\n"), ("", ".gz")))
 
 
 def write(path: Path, lines: list[str], end: str = "\n") -> Path:
-    """Writes lines, packed where the name says so."""
+    """Writes lines, packed if the name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = "".join(f"{line}{end}" for line in lines).encode()
     path.write_bytes(gzip.compress(packed) if path.suffix == ".gz" else packed)
     return path
 
 
-def run_lines(blank: str) -> list[str]:
+def run_lines(separator: str) -> list[str]:
     rows = [(query_id, doc_id, score) for query_id, scores in RUN.items() for doc_id, score in scores.items()]
-    return [blank.join((query_id, "Q0", doc_id, "1", repr(score), "tiny")) for query_id, doc_id, score in rows]
+    return [separator.join((query_id, "Q0", doc_id, "1", repr(score), "tiny")) for query_id, doc_id, score in rows]
 
 
 def qrels_rows() -> list[tuple[str, str, str]]:
     return [(query_id, doc_id, str(grade)) for query_id, grades in QRELS.items() for doc_id, grade in grades.items()]
 
 
-def trec_qrels(blank: str) -> list[str]:
-    return [blank.join((query_id, "0", doc_id, grade)) for query_id, doc_id, grade in qrels_rows()]
+def trec_qrels(separator: str) -> list[str]:
+    return [separator.join((query_id, "0", doc_id, grade)) for query_id, doc_id, grade in qrels_rows()]
 
 
-def beir_qrels(blank: str) -> list[str]:
-    return [blank.join(row) for row in [("query-id", "corpus-id", "score"), *qrels_rows()]]
+def beir_qrels(separator: str) -> list[str]:
+    return [separator.join(row) for row in [("query-id", "corpus-id", "score"), *qrels_rows()]]
 
 
 def corpus_lines(ascii_only: bool) -> list[str]:
-    """An empty title is left out of every other document."""
+    """The lines have no title if it is empty."""
     rows = [{"_id": doc_id, "title": title, "text": body, "metadata": {}} for doc_id, title, body in DOCUMENTS]
     return [
         json.dumps({name: value for name, value in row.items() if value or name != "title"}, ensure_ascii=ascii_only)
@@ -91,8 +91,8 @@ def assert_same(collection: Collection, queries: dict[str, str] = QUERIES) -> No
     assert {query_id: list(scores) for query_id, scores in collection.candidates.items()} == BEST_FIRST
 
 
-@pytest.mark.parametrize(("blank", "end", "suffix"), LINES)
-def test_msmarco_files(tmp_path, blank, end, suffix):
+@pytest.mark.parametrize(("separator", "end", "suffix"), LINES)
+def test_msmarco_files(tmp_path, separator, end, suffix):
     collection = opened(
         "--collection",
         write(
@@ -101,30 +101,30 @@ def test_msmarco_files(tmp_path, blank, end, suffix):
         "--queries",
         write(tmp_path / f"queries.tsv{suffix}", [f"{query_id}\t{text}" for query_id, text in QUERIES.items()], end),
         "--qrels",
-        write(tmp_path / f"qrels{suffix}", trec_qrels(blank), end),
+        write(tmp_path / f"qrels{suffix}", trec_qrels(separator), end),
         "--candidates",
-        write(tmp_path / f"top100{suffix}", run_lines(blank), end),
+        write(tmp_path / f"top100{suffix}", run_lines(separator), end),
     )
     assert_same(collection)
 
 
-@pytest.mark.parametrize(("blank", "end", "suffix"), LINES)
+@pytest.mark.parametrize(("separator", "end", "suffix"), LINES)
 @pytest.mark.parametrize("of_split", [False, True])
 @pytest.mark.parametrize("qrels_name", ["qrels/dev.tsv", "qrels.dev.txt", "qrels.dev.tsv"])
 @pytest.mark.parametrize("kind", ["jsonl", "tsv"])
-def test_beir_folder(tmp_path, blank, end, suffix, of_split, qrels_name, kind):
+def test_beir_folder(tmp_path, separator, end, suffix, of_split, qrels_name, kind):
     folder = tmp_path / "beir"
     write(folder / f"corpus.jsonl{suffix}", corpus_lines(ascii_only=end == "\n"), end)
     queries = [f"{query_id}\t{text}" for query_id, text in QUERIES.items()]
     if kind == "jsonl":
         queries = [json.dumps({"_id": query_id, "text": text, "metadata": {}}) for query_id, text in QUERIES.items()]
     write(folder / f"queries{'.dev' if of_split else ''}.{kind}{suffix}", queries, end)
-    write(folder / f"{qrels_name}{suffix}", (beir_qrels if qrels_name.endswith("tsv") else trec_qrels)(blank), end)
-    candidates = write(tmp_path / f"run{suffix}", run_lines(blank), end)
-    # Without a queries file of its own, a split has the queries that it judges.
-    judged = {query_id: QUERIES[query_id] for query_id in QRELS}
+    write(folder / f"{qrels_name}{suffix}", (beir_qrels if qrels_name.endswith("tsv") else trec_qrels)(separator), end)
+    candidates = write(tmp_path / f"run{suffix}", run_lines(separator), end)
+    # A split without its own file of queries has the queries in its qrels.
+    in_qrels = {query_id: QUERIES[query_id] for query_id in QRELS}
     assert_same(
-        opened("--collection", folder, "--split=dev", "--candidates", candidates), QUERIES if of_split else judged
+        opened("--collection", folder, "--split=dev", "--candidates", candidates), QUERIES if of_split else in_qrels
     )
 
 
@@ -148,7 +148,7 @@ def test_jsonl_file(tmp_path):
     assert opened(*flags).qrels is None
 
 
-def test_flags_come_before_what_a_folder_has(tmp_path):
+def test_flags_replace_the_files_of_a_folder(tmp_path):
     folder = tmp_path / "beir"
     write(folder / "corpus.jsonl", corpus_lines(ascii_only=True))
     write(folder / "queries.tsv", ["7\tof the folder"])
@@ -157,11 +157,11 @@ def test_flags_come_before_what_a_folder_has(tmp_path):
     assert opened("--collection", folder, "--queries", queries)[1:3] == ({"8": "mine"}, {"7": {"D1": 3}})
     qrels = write(tmp_path / "qrels", ["7 0 D3 1"])
     assert opened("--collection", folder, "--qrels", qrels)[1:3] == ({"7": "of the folder"}, {"7": {"D3": 1}})
-    (folder / "queries.tsv").write_text("broken")  # not even looked at
+    (folder / "queries.tsv").write_text("broken")  # it is not read
     assert opened("--collection", folder, "--queries", queries).queries == {"8": "mine"}
 
 
-def test_only_what_a_script_has_flags_for_is_read(tmp_path):
+def test_without_a_flag_in_the_parser_nothing_is_read(tmp_path):
     folder = tmp_path / "beir"
     write(folder / "corpus.jsonl", corpus_lines(ascii_only=True))
     for name in ("queries.tsv", "qrels.txt"):
@@ -173,7 +173,7 @@ def test_only_what_a_script_has_flags_for_is_read(tmp_path):
     assert list(collection.documents()) == DOCUMENTS
 
 
-def test_contradictory_judgements_are_noted(tmp_path, capsys):
+def test_contradictory_qrels_are_noted(tmp_path, capsys):
     docs = write(tmp_path / "docs.tsv", ["D1\tu\tt\tb"])
     flags = ("--collection", docs, "--queries", write(tmp_path / "queries", ["7\ttext"]))
     qrels = write(tmp_path / "qrels", ["7 0 D1 0", "7 0 D1 2"])
@@ -192,8 +192,8 @@ def test_needed_documents(tmp_path):
 def test_needed_documents_occur_once(tmp_path):
     path = write(tmp_path / "docs.tsv", [f"D{i % 5}\tu\tt\tbody {i}" for i in range(7)])
     collection = opened("--collection", path, "--queries", write(tmp_path / "queries", ["7\ttext"]))
-    assert set(needed_documents(collection, ["D2", "D3"])) == {"D2", "D3"}  # D0 and D1, which are not needed, do not
-    with pytest.raises(InputError, match=r"docs\.tsv line 7: document D1 was there before"):
+    assert set(needed_documents(collection, ["D2", "D3"])) == {"D2", "D3"}  # D0 and D1 occur twice, but are not needed
+    with pytest.raises(InputError, match=r"docs\.tsv line 7: document D1 occurs twice"):
         needed_documents(collection, ["D1"])
 
 
@@ -268,10 +268,10 @@ def test_refusals_name_the_flag(tmp_path):
     folder.mkdir()
     for flags, message in (
         (("--collection", tmp_path / "none"), "--collection: there is no file or folder"),
-        (("--collection", docs), "--queries: .* comes without queries"),
-        (("--collection", docs, "--queries", queries, "--split=dev"), "--split: .* is no BEIR folder"),
-        (("--collection", "ir_datasets:x", "--queries", queries, "--split=dev"), "--split: .* is no BEIR folder"),
-        (("--collection", folder), "--collection: .* holds no corpus.jsonl"),
+        (("--collection", docs), "--queries: .* has no queries;"),
+        (("--collection", docs, "--queries", queries, "--split=dev"), "--split: .* is not a BEIR folder"),
+        (("--collection", "ir_datasets:x", "--queries", queries, "--split=dev"), "--split: .* is not a BEIR folder"),
+        (("--collection", folder), "--collection: .* has no corpus.jsonl"),
     ):
         with pytest.raises(InputError, match=message):
             opened(*flags)
@@ -285,7 +285,7 @@ def test_refusals_name_the_flag(tmp_path):
     with pytest.raises(InputError, match="no split 'dev'; pass --split with one of: test, train"):
         opened("--collection", folder, "--split=dev")
     with pytest.raises(InputError, match=r"--queries: .* has no queries.jsonl"):
-        opened("--collection", folder, "--split=test")  # judged, but the queries are not there
+        opened("--collection", folder, "--split=test")  # there are qrels, but no queries
 
 
 def test_input_files(tmp_path):
@@ -297,11 +297,11 @@ def test_input_files(tmp_path):
     assert set(files) == {folder, tmp_path / "run", *(folder / name for name in names)}
 
 
-# ir_datasets: its own classes, and the calls that it makes for datasets of its own.
+# ir_datasets: its own classes, and its own way to register datasets.
 
 
 class WebDocument(NamedTuple):
-    """As of msmarco-document: the body is called so, and other fields stand between."""
+    """As in msmarco-document: the field of the text is `body`, and there are other fields before it."""
 
     doc_id: str
     url: str
@@ -313,7 +313,7 @@ class WebDocument(NamedTuple):
 
 
 class Report(NamedTuple):
-    """None of the usual fields is text."""
+    """A document without text in the usual fields."""
 
     doc_id: str
     text: bytes
@@ -324,7 +324,7 @@ class Report(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """As of TREC: a query without `text`."""
+    """As in TREC: a query without the field `text`."""
 
     query_id: str
     title: str
@@ -336,7 +336,7 @@ class Topic(NamedTuple):
 
 @pytest.fixture
 def register(tmp_path_factory, monkeypatch):
-    """Registers a dataset as ir_datasets does its own; returns the flag that names it."""
+    """Registers a dataset as ir_datasets does, and returns its name for --collection."""
     home = tmp_path_factory.mktemp("ir_datasets")
     monkeypatch.setenv("IR_DATASETS_HOME", str(home))
     monkeypatch.setenv("IR_DATASETS_TMP", str(home))
@@ -387,7 +387,7 @@ def test_ir_datasets(register):
     assert_same(opened("--collection", register(**some_dataset())))
 
 
-def test_ir_datasets_as_beir_has_it(register):
+def test_ir_datasets_with_documents_of_beir(register):
     from ir_datasets.datasets.beir import BeirTitleDoc
 
     docs = [BeirTitleDoc(doc_id, body, title) for doc_id, title, body in DOCUMENTS]
@@ -403,14 +403,14 @@ def test_ir_datasets_fields(register):
     assert collection[1:4] == ({"7": "a topic"}, None, None)
 
 
-def test_ir_datasets_repeated_judgements(register):
+def test_ir_datasets_repeated_qrels(register):
     from ir_datasets.formats import TrecQrel
 
     qrels = [TrecQrel("7", "D1", grade, "0") for grade in (-1, 2, 1)]
     assert opened("--collection", register(**some_dataset() | {"qrels": qrels})).qrels == {"7": {"D1": 2}}
 
 
-def test_ir_datasets_reads_what_is_asked_for(register, tmp_path):
+def test_ir_datasets_reads_only_what_is_needed(register, tmp_path):
     def forbidden():
         raise AssertionError
 
@@ -455,20 +455,20 @@ def test_ir_datasets_refusals(register):
         opened("--collection", "ir_datasets:no/such")
     with pytest.raises(InputError, match="has no documents"):
         opened("--collection", register(queries=dataset["queries"]))
-    with pytest.raises(InputError, match=r"--queries: .* comes without queries"):
+    with pytest.raises(InputError, match=r"--queries: .* has no queries;"):
         opened("--collection", register(docs=dataset["docs"]))
     with pytest.raises(InputError, match="query 7 was there before"):
         opened("--collection", register(**dataset | {"queries": dataset["queries"] * 2}))
     collection = opened("--collection", register(**dataset | {"docs": dataset["docs"] * 2}))
-    with pytest.raises(InputError, match=r"ir_datasets:tiny/\d+ document 5: document D1 was there before"):
+    with pytest.raises(InputError, match=r"ir_datasets:tiny/\d+ document 5: document D1 occurs twice"):
         needed_documents(collection, ["D1"])
-    blank = [WebDocument("D 1", "u", "t", "b")]
+    documents = [WebDocument("D 1", "u", "t", "b")]
     with pytest.raises(InputError, match="the document id 'D 1' is empty or holds white space"):
-        needed_documents(opened("--collection", register(**dataset | {"docs": blank})), [])
+        needed_documents(opened("--collection", register(**dataset | {"docs": documents})), [])
 
 
 def test_files_need_no_ir_datasets_and_no_torch(tmp_path):
-    """ir_datasets makes a directory in the user's home as soon as it is asked for anything."""
+    """ir_datasets makes a directory in the user's home at its first use."""
     docs, home = write(tmp_path / "docs.tsv", ["D1\tu\tt\tb"]), tmp_path / "home"
     home.mkdir()
     program = (

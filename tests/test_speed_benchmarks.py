@@ -1,4 +1,4 @@
-"""The benchmarks of distilling and re-ranking, at sizes that take seconds: what they print, and that they can fail."""
+"""The benchmarks of distilling and re-ranking at small sizes: their output, and their exit status 1."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from tiny import assert_refused, run_main
 
-from benchmarks import distilling, made_up, reranking
+from benchmarks import child, distilling, reranking, synthetic
 from runtime.distributed import world_size
 
 SMALL = ["--teacher=4/24", "--student=2/12", "--max_seq_length=50", "--rounds=1", "--device=cpu"]
@@ -14,27 +14,26 @@ SMALL = ["--teacher=4/24", "--student=2/12", "--max_seq_length=50", "--rounds=1"
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Children run here, which spares them the import of torch; a small vocabulary. Returns which scripts ran."""
+    """Runs children in this process, without another import of torch. Returns the names of what ran."""
     ran: list[str] = []
 
-    def run(command: list) -> made_up.Finished:
-        script = str(command[0]).removeprefix(f"{made_up.ROOT}/")
+    def run(command: list) -> child.Finished:
+        script = str(command[0]).removeprefix(f"{child.ROOT}/")
         ran.append(script if "--child" not in command else command[command.index("--child") + 1])
         done = run_main(script, *command[1:])
         assert done.status == 0, done
-        return made_up.Finished(done.stdout + done.stderr, 5_000_000)
+        return child.Finished(done.stdout + done.stderr, 5_000_000)
 
     assert world_size() == 1
     for benchmark in (distilling, reranking):
         monkeypatch.setattr(benchmark, "run", run)
-    monkeypatch.setattr(made_up, "TOKENS", [*made_up.SPECIAL, "##x", *(f"w{i}" for i in range(30_000))])
     return ran
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, benchmark, *flags: str) -> int:
     monkeypatch.setattr(sys, "argv", [benchmark.__file__, *SMALL, *flags])
     with pytest.raises(SystemExit) as done:
-        benchmark.main()
+        benchmark.main(benchmark.parse_args())
     return done.value.code
 
 
@@ -42,15 +41,13 @@ def test_distilling(in_this_process: list[str], monkeypatch: pytest.MonkeyPatch,
     flags = ["--updates=2", "--batch_size=3"]
     assert measured(monkeypatch, distilling, *flags) == 0
     printed = capsys.readouterr().out
-    assert in_this_process == ["plain", "distill.py", "forward", "distill.py", "forward"] * 2
-    assert re.search(r"fp32: losses of 2 updates differ by (0\.0e\+00|\d\.\de-(0[6-9]|1\d)) at most", printed), printed
+    assert in_this_process == ["reference", "distill.py", "forward", "distill.py", "forward"] * 2
+    assert re.search(r"fp32: losses of 2 steps differ by (0\.0e\+00|\d\.\de-(0[6-9]|1\d)) at most", printed), printed
     for precision in ("fp32", "bf16"):
         for dropout in ("0.0", "0.1"):
-            line = (
-                rf"distill.py {precision}, dropout {dropout}: [\d.]+ x plain fp32, an update costs [\d.]+ x the teacher"
-            )
-            assert re.search(line, printed), printed
-    # other losses are noticed
+            name = f"distill.py {precision}, dropout {dropout}"
+            assert re.search(rf"{name}: [\d.]+ x reference fp32, a step costs [\d.]+ x the teacher", printed), printed
+    # losses that differ are an error
     monkeypatch.setitem(distilling.TOLERANCES, "bf16", 1e-12)
     assert measured(monkeypatch, distilling, *flags) == 1
 
@@ -60,20 +57,21 @@ def test_reranking(in_this_process: list[str], monkeypatch: pytest.MonkeyPatch, 
     assert measured(monkeypatch, reranking, "--pairs=110") == 0
     printed = capsys.readouterr().out
     ours = ["rerank.py"] * 3
-    each = ["tokenize_to_features.py", "plain", *ours]
+    each = ["tokenize_to_features.py", "reference", *ours]
     assert in_this_process == ["tokenize_to_features.py", *each * 2, *ours]
     assert "CrossEncoder is not measured" in printed
     for precision in ("fp32", "bf16", "int8"):
-        assert re.search(rf"{precision}: scores differ from the plain ones by \d\.\de-\d\d at most", printed), printed
-        assert re.search(rf"rerank.py {precision}, full: [\d.]+ x plain fp32, [\d.]+ x teacher 4/24", printed), printed
-        assert re.search(rf"rerank.py {precision}, mixed: [\d.]+ x plain fp32", printed), printed
+        assert re.search(rf"{precision}: scores differ from the reference by \d\.\de-\d\d at most", printed), printed
+        name = f"rerank.py {precision}"
+        assert re.search(rf"{name}, full: [\d.]+ x reference fp32, [\d.]+ x teacher 4/24", printed), printed
+        assert re.search(rf"{name}, mixed: [\d.]+ x reference fp32", printed), printed
     monkeypatch.setitem(reranking.TOLERANCES, "int8", 1e-12)
     assert measured(monkeypatch, reranking, "--pairs=10") == 1
 
 
-def test_made_up_pairs() -> None:
-    pairs = made_up.make_pairs(200, (15, 150))
-    assert pairs == made_up.make_pairs(200, (15, 150)) != made_up.make_pairs(200, (15, 150), seed=2)
+def test_synthetic_pairs() -> None:
+    pairs = synthetic.make_pairs(200, (15, 150))
+    assert pairs == synthetic.make_pairs(200, (15, 150)) != synthetic.make_pairs(200, (15, 150), seed=2)
     assert all(len(query.split()) == 8 and 15 <= len(passage.split()) <= 150 for query, passage in pairs)
     words = [word for _, passage in pairs for word in passage.split()]
     assert 0.28 < sum(word.endswith("x") for word in words) / len(words) < 0.38

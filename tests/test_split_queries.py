@@ -1,4 +1,4 @@
-"""Queries held out."""
+"""Held-out queries."""
 
 import random
 
@@ -22,13 +22,13 @@ def split(tmp_path, qrels_file, num_dev, *flags, name=""):
 
 @pytest.fixture
 def qrels_file(tmp_path):
-    """Queries 0 to 19, with one to three judgements each."""
+    """Queries 0 to 19 with one to three relevance judgments each."""
     path = tmp_path / "qrels"
     path.write_text("".join(f"{i} 0 D{i + j} {j}\n" for i in range(20) for j in range(i % 3 + 1)))
     return path
 
 
-def test_every_judgement_is_in_one_of_the_two(tmp_path, qrels_file):
+def test_every_judgment_is_in_one_of_the_two_files(tmp_path, qrels_file):
     done, train, dev = split(tmp_path, qrels_file, 7)
     assert done.status == 0, done.stderr
     qrels = [read_qrels(path) for path in (qrels_file, train, dev)]
@@ -37,10 +37,10 @@ def test_every_judgement_is_in_one_of_the_two(tmp_path, qrels_file):
     for part in qrels[1:]:
         assert list(part) == sorted(part, key=int)
     assert dev.read_text().splitlines()[0].count("\t") == 3
-    assert f"{train}: {sum(map(len, qrels[1].values()))} judgements of 13 queries" in done.stdout
+    assert f"{train}: {sum(map(len, qrels[1].values()))} judgments of 13 queries" in done.stdout
 
 
-def test_draw_depends_on_ids_and_seed_alone(tmp_path, qrels_file):
+def test_the_sample_depends_only_on_ids_and_seed(tmp_path, qrels_file):
     lines = qrels_file.read_text().splitlines(keepends=True)
     random.Random(3).shuffle(lines)
     shuffled = tmp_path / "shuffled"
@@ -49,24 +49,24 @@ def test_draw_depends_on_ids_and_seed_alone(tmp_path, qrels_file):
     assert first == other
     seeded = read_qrels(split(tmp_path, qrels_file, 7, "--seed=1", name="seeded")[2])
     assert first.keys() != seeded.keys()
-    # One more query held out: the seven stay.
+    # With one more held-out query the seven stay.
     assert first.keys() < read_qrels(split(tmp_path, qrels_file, 8, name="eight")[2]).keys()
 
 
 def test_every_query_is_held_out_by_some_seed(tmp_path, qrels_file):
-    draws = [read_qrels(split(tmp_path, qrels_file, 5, f"--seed={i}", name=str(i))[2]).keys() for i in range(30)]
-    assert set().union(*draws) == set(read_qrels(qrels_file))
-    assert all(len(draw) == 5 for draw in draws)
+    samples = [read_qrels(split(tmp_path, qrels_file, 5, f"--seed={i}", name=str(i))[2]).keys() for i in range(30)]
+    assert set().union(*samples) == set(read_qrels(qrels_file))
+    assert all(len(sample) == 5 for sample in samples)
 
 
 @pytest.mark.parametrize("num_dev", [-1, 0, 20, 21])
-def test_refuses_what_leaves_one_side_empty(tmp_path, qrels_file, num_dev):
+def test_an_empty_file_is_refused(tmp_path, qrels_file, num_dev):
     done, train, dev = split(tmp_path, qrels_file, num_dev)
     assert_refused(done, "--num_dev", "20 queries", "1 to 19")
     assert not train.exists() and not dev.exists()
 
 
-def test_refuses_to_lose_files(tmp_path, qrels_file):
+def test_existing_files_and_inputs_are_not_overwritten(tmp_path, qrels_file):
     _, train, dev = split(tmp_path, qrels_file, 7)
     assert_refused(split(tmp_path, qrels_file, 7)[0], "--output_train_qrels", "--overwrite")
     train.unlink()

@@ -1,13 +1,13 @@
-"""The benchmarks of tokenization and of features, at sizes that take seconds."""
+"""The benchmarks of tokenization and of features at small sizes."""
 
 from pathlib import Path
 
-from tiny import TOKENS, assert_refused, run_main, run_script
+from tiny import TOKENS, assert_refused, run_main
 
-from benchmarks.plain_tokenization import padded_example, tokenize, write_csv
+from benchmarks.reference_tokenization import padded_example, tokenize, write_csv
 
 
-def test_the_plain_tokenizer_by_hand() -> None:
+def test_the_reference_tokenizer_by_hand() -> None:
     vocabulary = {token: i for i, token in enumerate(TOKENS)}
     found = tokenize("Unable\tcaf\u00e9s? [SEP]\u4e2d zebra\0", vocabulary, True)
     assert " ".join(found) == "un ##able cafe ##s ? [ sep ] 中 [UNK]"
@@ -23,7 +23,7 @@ def test_the_plain_tokenizer_by_hand() -> None:
     assert padded_example("the", "dog", vocabulary, True, 7).input_ids == [cls, the, sep, dog, sep, 0, 0]
 
 
-def test_a_line_of_the_plain_layout(tmp_path: Path) -> None:
+def test_a_line_of_the_published_layout(tmp_path: Path) -> None:
     vocabulary = {token: i for i, token in enumerate(TOKENS)}
     with open(tmp_path / "csv", "w") as file:
         list(write_csv(file, [("q#d_0", "the", "cat", -1)], vocabulary, True, 6))
@@ -33,15 +33,15 @@ def test_a_line_of_the_plain_layout(tmp_path: Path) -> None:
 
 def test_tokenization(tmp_path: Path, model_dir: Path) -> None:
     few = ["--num_plain_pairs=30", "--num_strings=200", "--max_seq_length=64"]
-    done = run_script("benchmarks/tokenization.py", "--num_pairs=100", *few)
+    done = run_main("benchmarks/tokenization.py", "--num_pairs=100", *few)
     assert done.status == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[1] == "100 pairs of 4 distinct queries and 100 distinct passages"
-    speed, size = (line.split() for line in lines if line.startswith(("pairs a second", "bytes a pair")))
+    speed, size = (line.split() for line in lines if line.startswith(("pairs/s", "bytes per pair")))
     assert all(float(number.replace(",", "")) > 0 for number in speed[-3:])
     assert float(size[-1]) > 3
     assert "ids, masks, segments and labels of 30 pairs: the same" in lines
-    assert lines[-1] == "ids of 200 random strings, twice: 0 differ"
+    assert lines[-1] == "ids of 200 random strings, in both cases: 0 differ"
 
     (tmp_path / "pairs").write_text("a\tthe cat\tdog ran\t1\nb\trun\tmat\t0\n")
     done = run_main("benchmarks/tokenization.py", "--pairs", tmp_path / "pairs", "--bert_model_dir", model_dir, *few)
@@ -50,11 +50,11 @@ def test_tokenization(tmp_path: Path, model_dir: Path) -> None:
 
 
 def test_features(tmp_path: Path) -> None:
-    done = run_script("benchmarks/features.py", "--examples=600", "--plain_examples=50", "--work_dir", tmp_path)
+    done = run_main("benchmarks/features.py", "--examples=600", "--plain_examples=50", "--work_dir", tmp_path)
     assert done.status == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.rsplit(maxsplit=4)[0] for line in lines[3:8]] == [
-        "here", "here, two at once", "here, two at once", "here, few", "plain, few"
+        "here", "here, two at once", "here, two at once", "here, few", "reference, few"
     ]  # fmt: skip
     assert [line.split()[-4] for line in lines[3:8]] == ["600", "600", "600", "50", "50"]
     assert all(float(number.replace(",", "")) >= 0 for line in lines[3:8] for number in line.split()[-3:])

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TOKENS, assert_refused, run_main, run_script
 
-from benchmarks.plain_tokenization import tokenize
+from benchmarks.reference_tokenization import tokenize
 from formats.features import Features, FeaturesHeader, read_blocks, read_header
 from tokenization.pair_encoding import encode_pairs, truncated_lengths
 from tokenization.vocabulary import save_tokenizer, vocabulary_sha256
@@ -67,7 +67,7 @@ def test_text_never_becomes_a_control_token(tmp_path: Path, model_dir: Path) -> 
     ]
 
 
-def test_the_case_is_kept_on_demand(tmp_path: Path, model_dir: Path) -> None:
+def test_without_do_lower_case_the_case_is_kept(tmp_path: Path, model_dir: Path) -> None:
     pairs = b"q#d_0\tthe The\tcafe caf\xc3\xa9\n"
     assert tokenized(tmp_path, model_dir, pairs) == ["[CLS] the the [SEP] cafe cafe [SEP]"]
     (tmp_path / "out").unlink()
@@ -90,11 +90,11 @@ def test_carriage_returns_and_a_missing_last_line_end_change_nothing(tmp_path: P
 def test_packed_pairs_give_the_same_file(tmp_path: Path, model_dir: Path) -> None:
     content = b"q#d_0\tthe\tcat\nq#d_1\tdog\tran\n"
     tokenized(tmp_path, model_dir, content)
-    plain = (tmp_path / "out").read_bytes()
+    expected = (tmp_path / "out").read_bytes()
     (tmp_path / "pairs.gz").write_bytes(gzip.compress(content))
     flags = arguments(tmp_path, model_dir, None, "test", "--overwrite", "--raw_data_file", tmp_path / "pairs.gz")
     assert run_main("tokenize_to_features.py", *flags).status == 0
-    assert (tmp_path / "out").read_bytes() == plain
+    assert (tmp_path / "out").read_bytes() == expected
 
 
 def test_a_text_without_any_token_is_kept(tmp_path: Path, model_dir: Path) -> None:
@@ -108,26 +108,27 @@ def test_the_vocabulary_of_a_tokenizer_json_is_the_same(tmp_path: Path, model_di
     other.mkdir()
     save_tokenizer(other, TOKENS, True, 256)
     (other / "vocab.txt").unlink()
-    plain = (tmp_path / "out").read_bytes()
+    expected = (tmp_path / "out").read_bytes()
     assert run_main("tokenize_to_features.py", *arguments(tmp_path, other, None, "test", "--overwrite")).status == 0
-    assert (tmp_path / "out").read_bytes() == plain
+    assert (tmp_path / "out").read_bytes() == expected
 
 
 # Truncation.
 
 
-def plain_truncation(query: list, passage: list, limit: int) -> tuple[list, list]:
+def truncated(query: list, passage: list, limit: int) -> tuple[list, list]:
+    """The loop of BERT's `_truncate_seq_pair`."""
     query, passage = query[:], passage[:]
     while len(query) + len(passage) > limit:
         (query if len(query) > len(passage) else passage).pop()
     return query, passage
 
 
-def test_truncation_agrees_with_the_plain_loop_for_all_small_lengths() -> None:
+def test_truncation_agrees_with_the_loop_for_all_small_lengths() -> None:
     for limit in range(2, 12):
         for query in range(15):
             for passage in range(15):
-                kept = plain_truncation(list(range(query)), list(range(passage)), limit)
+                kept = truncated(list(range(query)), list(range(passage)), limit)
                 assert truncated_lengths(query, passage, limit) == (len(kept[0]), len(kept[1]))
 
 
@@ -138,20 +139,20 @@ def test_examples_are_truncated_to_the_limit(tmp_path: Path, model_dir: Path) ->
         "[CLS] the cat sat [SEP] dog [SEP]",
         "[CLS] the [SEP] cat [SEP]",
     ]
-    # an odd limit, equally long: the passage gives way
+    # an odd limit, and both sides are equally long: the passage is shortened
     assert tokenized(tmp_path, model_dir, pairs, "--max_seq_length", "8", "--overwrite")[0] == (
         "[CLS] the cat sat [SEP] dog ran [SEP]"
     )
 
 
-# WordPiece, next to the plain one.
+# WordPiece against the reference implementation.
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789ßøæłđδжи")
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 PIECES += ["the", "##ing", "##in", "cat", "ca", "##at", "e", "cls", *"中国[]().,!?'-$+<=>^`|~@#%&*/\\:;{}\"_。、«»…—"]
 PIECES = list(dict.fromkeys(PIECES))
 PIECE_IDS = {piece: i for i, piece in enumerate(PIECES)}
-# Common scripts, and what the rules single out; test_wordpiece.py draws from all of Unicode.
+# Common scripts, and characters with rules of their own. test_wordpiece.py covers all of Unicode.
 some_text = st.text(
     st.one_of(
         st.sampled_from(
@@ -171,16 +172,16 @@ some_text = st.text(
 @example(text="ca[SEP]t's thecating 中国thé", lower=True)
 @example(text="a" * 100 + " " + "b" * 101, lower=True)
 @example(text="e\u0301\u0301 \u0301 x\u200by", lower=True)
-def test_tokens_agree_with_the_plain_wordpiece(text: str, lower: bool) -> None:
+def test_tokens_agree_with_the_reference(text: str, lower: bool) -> None:
     assert [PIECES[i] for i in WordPiece(PIECES, lower).encode(text)] == tokenize(text, PIECE_IDS, lower)
 
 
 @settings(deadline=None, max_examples=100)
 @given(pairs=st.lists(st.tuples(some_text, some_text), max_size=5), limit=st.integers(5, 40))
-def test_encoded_pairs_agree_with_the_plain_version(pairs: list[tuple[str, str]], limit: int) -> None:
+def test_encoded_pairs_agree_with_the_reference(pairs: list[tuple[str, str]], limit: int) -> None:
     expected = []
     for pair in pairs:
-        query, passage = plain_truncation(*(tokenize(text, PIECE_IDS, True) for text in pair), limit - 3)
+        query, passage = truncated(*(tokenize(text, PIECE_IDS, True) for text in pair), limit - 3)
         expected.append((["[CLS]", *query, "[SEP]", *passage, "[SEP]"], len(query) + 2))
     encoded = encode_pairs(WordPiece(PIECES, True), pairs, limit)
     assert [([PIECES[i] for i in ids], first) for ids, first in encoded] == expected
@@ -188,8 +189,8 @@ def test_encoded_pairs_agree_with_the_plain_version(pairs: list[tuple[str, str]]
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("formats.features.BLOCK_EXAMPLES", 4096)
-    monkeypatch.setattr("tokenization.pair_encoding.REMEMBERED", 1 << 20)
-    monkeypatch.setattr("tokenization.wordpiece.KEPT", 1000)
+    monkeypatch.setattr("tokenization.pair_encoding.CACHE_CHARACTERS", 1 << 20)
+    monkeypatch.setattr("tokenization.wordpiece.CACHE_SIZE", 1000)
 
     def peak(lines: int) -> int:
         content = b"".join(b"q%d#d_0\tthe cat %d\tdog ran %d\n" % (i, i, i) for i in range(lines))
@@ -202,7 +203,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path, mo
         finally:
             tracemalloc.stop()
 
-    # a block is the most that is held at once
+    # no more than one block is in memory
     assert peak(4 * 4096) < 1.2 * peak(2 * 4096)
 
 
@@ -254,7 +255,7 @@ def test_a_malformed_line_is_refused_with_its_number(
     assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
 
 
-def test_a_fault_far_down_leaves_no_output(tmp_path: Path, model_dir: Path) -> None:
+def test_a_malformed_line_far_down_leaves_no_output(tmp_path: Path, model_dir: Path) -> None:
     content = b"".join(b"q#d_%d\tthe\tcat\n" % i for i in range(70_000)) + b"broken\n"
     done = run_main("tokenize_to_features.py", *arguments(tmp_path, model_dir, content))
     assert_refused(done, f"{tmp_path / 'pairs'} line 70001: ")
@@ -300,7 +301,7 @@ def test_flags_that_cannot_work_are_refused(tmp_path: Path, model_dir: Path) -> 
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n\xff\n", "is not UTF-8"),
     ],
 )
-def test_a_vocabulary_that_is_none_of_bert_is_refused(
+def test_a_vocabulary_that_is_not_of_bert_is_refused(
     tmp_path: Path, model_dir: Path, vocabulary: bytes, what: str
 ) -> None:
     (model_dir / "vocab.txt").write_bytes(vocabulary)
@@ -309,7 +310,7 @@ def test_a_vocabulary_that_is_none_of_bert_is_refused(
     assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path: Path, model_dir: Path) -> None:
+def test_an_existing_output_is_kept_without_overwrite(tmp_path: Path, model_dir: Path) -> None:
     (tmp_path / "out").write_text("mine")
     done = run_main("tokenize_to_features.py", *arguments(tmp_path, model_dir, GOOD))
     assert_refused(done, "--output_features_file", str(tmp_path / "out"), "--overwrite")

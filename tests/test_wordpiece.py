@@ -1,4 +1,4 @@
-"""WordPiece and pairs, next to the plain tokenizer, over all of Unicode."""
+"""WordPiece and pairs against the reference implementation, over all of Unicode."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from tiny import ROOT
 
 import tokenization.pair_encoding
 import tokenization.wordpiece
-from benchmarks.plain_tokenization import padded_example, tokenize
+from benchmarks.reference_tokenization import padded_example, tokenize
 from benchmarks.tokenization import make_pairs, make_vocabulary, random_string, with_characters
 from runtime.errors import InputError
 from tokenization.pair_encoding import encode_pairs
@@ -25,7 +25,7 @@ TOKENS = make_vocabulary(random.Random(2))
 ID = {token: i for i, token in enumerate(TOKENS)}
 
 
-def plain_ids(text: str, do_lower_case: bool) -> list[int]:
+def reference_ids(text: str, do_lower_case: bool) -> list[int]:
     return [ID[piece] for piece in tokenize(text, ID, do_lower_case)]
 
 
@@ -42,7 +42,7 @@ def test_random_unicode(do_lower_case: bool) -> None:
         assert found == tokenize(text, vocabulary, do_lower_case), ascii(text)
         seen.update(found)
     assert len(seen) > 10_000
-    assert seen["[UNK]"] < 100  # long words alone
+    assert seen["[UNK]"] < 100  # only of long words
 
 
 def test_a_sample_of_every_plane() -> None:
@@ -60,9 +60,9 @@ def test_a_sample_of_every_plane() -> None:
         "",
         " ",
         "\u0301 \u0301a\u0301",
-        "ΟΔΟΣ ΟΔΟΣ. ΣΑΣ\u0301 Σ",  # a sigma at a word's end has another small letter
+        "ΟΔΟΣ ΟΔΟΣ. ΣΑΣ\u0301 Σ",  # the lower case of a sigma is different at the end of a word
         "\u0130I\u0307\u0131\u1e9e\u212a\u03d3",
-        "a\u2028b\u2029c\x85d\x1ce\x0bf",  # line separators part words, control characters vanish
+        "a\u2028b\u2029c\x85d\x1ce\x0bf",  # line separators split words, control characters are removed
         "中a国\U00020000b\uf900 \U0002fa1f",
         "e" * 100 + " " + "e" * 101 + " " + "é" * 100,
         "\u0378a\ue000b\U000e0001c",  # unassigned, private, tag
@@ -70,17 +70,17 @@ def test_a_sample_of_every_plane() -> None:
         "a\u2e43b\u166dc\u1ff0d",
     ],
 )
-def test_what_the_rules_single_out(text: str) -> None:
+def test_characters_with_rules_of_their_own(text: str) -> None:
     for do_lower_case in (True, False):
-        assert WordPiece(TOKENS, do_lower_case).encode(text).tolist() == plain_ids(text, do_lower_case)
+        assert WordPiece(TOKENS, do_lower_case).encode(text).tolist() == reference_ids(text, do_lower_case)
 
 
-def test_what_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_changes_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(4)
     texts = [pair.passage for pair in make_pairs(draw, TOKENS, 7)] + [random_string(draw) for _ in range(50)]
-    expected = [plain_ids(text, True) for text in texts]
-    monkeypatch.setattr(tokenization.wordpiece, "KEPT", 5)
-    monkeypatch.setattr(tokenization.wordpiece, "KEPT_LENGTH", 6)
+    expected = [reference_ids(text, True) for text in texts]
+    monkeypatch.setattr(tokenization.wordpiece, "CACHE_SIZE", 5)
+    monkeypatch.setattr(tokenization.wordpiece, "CACHED_LENGTH", 6)
     tokenizer = WordPiece(TOKENS, True)
     for _ in range(2):
         assert [tokenizer.encode(text).tolist() for text in texts] == expected
@@ -98,35 +98,35 @@ def test_a_vocabulary_beyond_16_bits() -> None:
 
 def test_a_tokenizer_can_be_sent_to_a_process() -> None:
     sent = pickle.loads(pickle.dumps(WordPiece(TOKENS, False)))
-    assert sent.encode("The Cat").tolist() == plain_ids("The Cat", False)
+    assert sent.encode("The Cat").tolist() == reference_ids("The Cat", False)
 
 
 # Pairs.
 
 
 def some_pairs(count: int) -> list[tuple[str, str]]:
-    """Queries in runs; every passage comes again with the next query."""
+    """Each query has several passages, and every passage occurs again with the next query."""
     pairs = [(pair.query, pair.passage) for pair in make_pairs(random.Random(5), TOKENS, count)]
     return pairs + [(query, passage) for (query, _), (_, passage) in zip(pairs[29:], pairs, strict=False)]
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_pairs_agree_with_the_plain_version(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 16)
-    monkeypatch.setattr(tokenization.pair_encoding, "REMEMBERED", 20_000)  # some passages are forgotten
+def test_pairs_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    monkeypatch.setattr(tokenization.pair_encoding, "BATCH_PAIRS", 16)
+    monkeypatch.setattr(tokenization.pair_encoding, "CACHE_CHARACTERS", 20_000)  # less than all passages
     pairs = [*some_pairs(90), ("the", ""), ("", "")]
     found = list(encode_pairs(WordPiece(TOKENS, True), iter(pairs), 99, processes))
     assert len(found) == len(pairs)
     for (query, passage), (ids, first_segment_length) in zip(pairs, found, strict=True):
-        plain = padded_example(query, passage, ID, True, 99)
+        expected = padded_example(query, passage, ID, True, 99)
         assert ids.dtype == np.uint16
-        assert ids.tolist() == plain.input_ids[: sum(plain.input_mask)]
-        assert first_segment_length == len(ids) - sum(plain.segment_ids)
+        assert ids.tolist() == expected.input_ids[: sum(expected.input_mask)]
+        assert first_segment_length == len(ids) - sum(expected.segment_ids)
 
 
-@pytest.mark.parametrize("at_a_time", [7, 1000])
-def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
-    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", at_a_time)
+@pytest.mark.parametrize("batch_pairs", [7, 1000])
+def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, batch_pairs: int) -> None:
+    monkeypatch.setattr(tokenization.pair_encoding, "BATCH_PAIRS", batch_pairs)
     tokenizer, pairs = WordPiece(TOKENS, True), some_pairs(90)
     times = Counter()
     encode = tokenizer.encode
@@ -136,7 +136,7 @@ def test_each_distinct_text_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 4)
+    monkeypatch.setattr(tokenization.pair_encoding, "BATCH_PAIRS", 4)
 
     def pairs():
         yield from some_pairs(30)[:50]
@@ -147,8 +147,8 @@ def test_pairs_that_cannot_be_read_end_the_processes(monkeypatch: pytest.MonkeyP
         found.extend(encode_pairs(WordPiece(TOKENS, True), pairs(), 99, processes=2))
 
 
-def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization.pair_encoding, "PAIRS_AT_A_TIME", 1)
+def test_a_killed_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization.pair_encoding, "BATCH_PAIRS", 1)
     endless = ((f"q{i}", f"p{i}") for i in range(sys.maxsize))
     found = encode_pairs(WordPiece(TOKENS, True), endless, 99, processes=2)
     next(found)
@@ -157,7 +157,7 @@ def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         list(found)
 
 
-def test_processes_end_with_one_that_is_killed() -> None:
+def test_processes_end_when_the_main_process_is_killed() -> None:
     program = """
 import time
 from tokenization.pair_encoding import encode_pairs
@@ -172,4 +172,4 @@ if __name__ == "__main__":
     main = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert main.stdout.readline() == "started\n"
     main.kill()
-    assert main.communicate(timeout=30)[0] == ""  # which returns when all that write there are gone
+    assert main.communicate(timeout=30)[0] == ""  # it returns when all processes that can write there have ended

@@ -1,1 +1,1 @@
-"""From text to token ids: WordPiece, vocabularies, pairs, plain text. Nothing here imports torch."""
+"""From text to token ids: WordPiece, vocabularies, pairs, plain text. Loads no torch."""

@@ -10,13 +10,13 @@ import numpy as np
 
 from tokenization.wordpiece import WordPiece
 
-# A long line is tokenized in pieces that end before a blank, which no token crosses: every word of a piece is an object
-# while the tokenizer works.
+# A long line is tokenized in pieces, because the tokenizer makes an object of every word of a piece. A piece ends
+# before a space, which no token crosses.
 _PIECE = re.compile(r".{1,1000}[^ ]*", re.DOTALL)
 
 
 class Edge(IntEnum):
-    """What begins with a piece of text. The higher, the better it parts two segments."""
+    """What begins with a piece of text. The second segment of an example begins at the highest edge in the example."""
 
     NONE = 0
     LINE = 1
@@ -26,10 +26,10 @@ class Edge(IntEnum):
 def pack_text(
     tokenizer: WordPiece, lines: Iterable[tuple[str, bool]], max_seq_length: int, seed: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Packs lines, each given as its text and whether a document begins with it, into `[CLS] A [SEP] B [SEP]`.
+    """Packs lines into examples `[CLS] A [SEP] B [SEP]`. A line is its text, and whether a document begins with it.
 
-    Yields for each example its token ids, `max_seq_length` of them and in the last perhaps fewer, and the length of its
-    first segment. `pack` says what A and B are.
+    Yields for each example its token ids and the length of its first segment, `[CLS] A [SEP]`. An example has
+    `max_seq_length` tokens; the last one may have fewer. `pack` says what A and B are.
     """
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     for first, second in pack(tokenize_lines(tokenizer, lines), max_seq_length - 3, seed):
@@ -37,7 +37,7 @@ def pack_text(
 
 
 def tokenize_lines(tokenizer: WordPiece, lines: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[int], Edge]]:
-    """Token ids of the lines, in order, a long line in several pieces. With each piece comes what begins with it."""
+    """The token ids of each line, in order, with what begins there. A long line comes in several pieces."""
     for text, begins_document in lines:
         edge = Edge.DOCUMENT if begins_document else Edge.LINE
         for piece in _PIECE.findall(text):
@@ -50,13 +50,14 @@ def pack(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Cuts a stream of tokens into windows of `tokens_per_example`, at least 2, and each window into two segments.
 
-    `pieces` are token ids with what begins there. All tokens are used once and in order, across the edges of lines and
-    documents; the last window may be shorter, and a single token that is left over is dropped. The second segment
-    begins with a document; where none begins inside the window, with a line; where no line does, anywhere. Among
-    several such places one is drawn, from a generator keyed by `seed` and the number of the window.
+    `pieces` are token ids, each with what begins there. All tokens are used once and in order. A window may cross the
+    edges of lines and documents. The last window may be shorter; a single token that remains is dropped.
+
+    The second segment begins with a document. If no document begins inside the window, it begins with a line; if no
+    line begins there, it begins at any token. Of several such places one is sampled, by `seed` and the window's number.
     """
     tokens: list[int] = []
-    edges: dict[Edge, list[int]] = {Edge.DOCUMENT: [], Edge.LINE: []}  # where in `tokens` they are, ascending
+    edges: dict[Edge, list[int]] = {Edge.DOCUMENT: [], Edge.LINE: []}  # positions in `tokens`, ascending
     numbers = itertools.count()
 
     def window(start: int, end: int) -> tuple[list[int], list[int]]:
@@ -71,7 +72,7 @@ def pack(
     edge = Edge.NONE
     for ids, begins in pieces:
         edge = max(edge, begins)
-        if not ids:  # what begins here, begins with the next token
+        if not ids:  # the edge belongs to the next token
             continue
         if edge:
             edges[edge].append(len(tokens))

@@ -17,7 +17,7 @@ from tokenization.wordpiece import LONGEST_WORD
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-# Many times what the largest BERT has: vocabularies of half a million tokens, and configs.
+# Limits for files of strangers. Both are many times the size that the largest BERT vocabularies and configs have.
 _MAX_VOCABULARY_BYTES = 1 << 24
 _MAX_TOKENS = 1 << 21
 _MAX_CONFIG_BYTES = 1 << 20
@@ -28,9 +28,9 @@ class VocabularyError(InputError):
 
 
 def load_vocabulary(model_dir: str | Path) -> list[str]:
-    """Reads a model directory's tokens, in the order of their ids, from `vocab.txt` or `tokenizer.json`.
+    """Reads a model directory's tokens, in the order of their ids, from `vocab.txt` or else from `tokenizer.json`.
 
-    Raises VocabularyError where neither is there, or where it is no BERT WordPiece vocabulary.
+    Raises VocabularyError if both files are missing, or if the file is not a BERT WordPiece vocabulary.
     """
     vocab_file, tokenizer_file = Path(model_dir) / "vocab.txt", Path(model_dir) / "tokenizer.json"
     if vocab_file.is_file():
@@ -39,7 +39,7 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
         try:
             model = read_json(tokenizer_file, _MAX_VOCABULARY_BYTES)["model"]
             if model.get("type", "WordPiece") != "WordPiece":
-                raise VocabularyError(f"{tokenizer_file}: a {model['type']} vocabulary; BERT's is WordPiece")
+                raise VocabularyError(f"{tokenizer_file}: is a {model['type']} vocabulary; BERT has WordPiece")
             ids = model["vocab"]
             tokens = sorted(ids, key=ids.__getitem__)
             if [ids[token] for token in tokens] != list(range(len(tokens))):
@@ -47,13 +47,13 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
         except VocabularyError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise VocabularyError(f"{tokenizer_file}: no tokenizer file ({type(error).__name__}: {error})") from None
+            raise VocabularyError(f"{tokenizer_file}: not a tokenizer file ({type(error).__name__}: {error})") from None
         return _checked(tokens, tokenizer_file)
-    raise VocabularyError(f"{model_dir} holds neither vocab.txt nor tokenizer.json; name a model directory")
+    raise VocabularyError(f"{model_dir} has neither vocab.txt nor tokenizer.json; name a model directory")
 
 
 def read_vocab_file(path: Path) -> list[str]:
-    """Reads a `vocab.txt`, a token a line. Raises VocabularyError where it is no BERT WordPiece vocabulary."""
+    """Reads a `vocab.txt`, one token per line. Raises VocabularyError if it is not a BERT WordPiece vocabulary."""
     try:
         content = _read_at_most(path, _MAX_VOCABULARY_BYTES)
         if content.count(b"\n") > _MAX_TOKENS:
@@ -72,17 +72,17 @@ def _checked(tokens: list[str], path: Path) -> list[str]:
         if not token:
             raise VocabularyError(f"{path}: token {number} is empty")
         if line_of.setdefault(token, number) != number:
-            raise VocabularyError(f"{path}: token {number} is {token[:100]!r}, as is token {line_of[token]}")
+            raise VocabularyError(f"{path}: token {number} is {token[:100]!r}, the same as token {line_of[token]}")
     missing = [token for token in SPECIAL_TOKENS[:4] if token not in line_of]
     if missing:
-        raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is no BERT vocabulary")
+        raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is not a BERT vocabulary")
     if tokens[0] != "[PAD]":
-        raise VocabularyError(f"{path}: the first token is {tokens[0][:100]!r}, where BERT's is [PAD]")
+        raise VocabularyError(f"{path}: the first token is {tokens[0][:100]!r}, but BERT's first token is [PAD]")
     return tokens
 
 
 def read_json(path: Path, most_bytes: int = _MAX_CONFIG_BYTES) -> object:
-    """What a JSON file of a model directory holds. Raises ValueError where it is too long, too deep, or none."""
+    """The content of a JSON file of a model directory. Raises ValueError if it is too long, too deep, or not JSON."""
     try:
         return json.loads(_read_at_most(path, most_bytes).decode("utf-8"))
     except RecursionError:
@@ -98,7 +98,7 @@ def _read_at_most(path: Path, most_bytes: int) -> bytes:
 
 
 def saved_lower_case(model_dir: str | Path) -> bool | None:
-    """What `tokenizer_config.json` says of `do_lower_case`; None where it says nothing."""
+    """The value of `do_lower_case` in `tokenizer_config.json`; None if it is not there."""
     try:
         saved = read_json(Path(model_dir) / "tokenizer_config.json")
         return saved["do_lower_case"] if isinstance(saved["do_lower_case"], bool) else None
@@ -107,7 +107,7 @@ def saved_lower_case(model_dir: str | Path) -> bool | None:
 
 
 def vocabulary_sha256(tokens: Sequence[str]) -> str:
-    """A fingerprint by which features and models know that they speak of the same token ids."""
+    """A hash of a vocabulary. Features and models with the same hash have the same token ids."""
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
-"""The published algorithm written out plainly: the measure of what is right, and the baseline of what is fast.
+"""The reference implementation of the published algorithm. Tests compare with it, and benchmarks take it as baseline.
 
-Eager attention with its scores in every layer, an optimiser loop over parameters, losses read every step. It works on
-a dict of named tensors as checkpoints hold them, in the precision of those tensors, and has no dropout unless asked.
+It has eager attention with the scores of every layer, an optimizer that loops over parameters, and reads the losses at
+every step. A model is a dict of named tensors, as in a checkpoint. Their precision is that of the computation. Dropout
+is off by default.
 """
 
 import math
@@ -29,11 +30,14 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
 def bert(
     weights: Weights, heads: int, batch: Weights, pooled_activation: str = "none", dropout: float = 0.0
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Logits (B, 2), attention scores of every layer [(B, h, T, T)], hidden states [(B, T, d)] from H_0 on."""
+    """Returns logits (B, 2), attention scores of all layers [(B, h, T, T)], and hidden states H_0 to H_L [(B, T, d)].
+
+    B examples, h heads, T tokens, L layers, hidden size d.
+    """
     embeddings = "bert.embeddings"
     tokens = batch["input_ids"].shape[1]
     hidden = (
-        # padding_idx: [PAD] is in the losses, but its embedding stays as it is
+        # padding_idx: [PAD] counts in the losses, but its embedding gets no gradient
         F.embedding(batch["input_ids"], weights[f"{embeddings}.word_embeddings.weight"], padding_idx=0)
         + weights[f"{embeddings}.position_embeddings.weight"][:tokens][None]
         + weights[f"{embeddings}.token_type_embeddings.weight"][batch["token_type_ids"]]
@@ -77,9 +81,10 @@ def losses(
     temperature: float = 1.0,
     dropout: float = 0.0,
 ) -> dict[str, torch.Tensor]:
-    """`loss`, `cls_loss`, `att_loss`, `rep_loss`, `soft_loss`, `hard_loss` of a batch; `student` has its fit_dense.
+    """Returns `loss`, `cls_loss`, `att_loss`, `rep_loss`, `soft_loss` and `hard_loss` of a batch.
 
-    Terms that are not part of the method are 0. Dropout is on in both models, as published.
+    `student` includes the weights of its `fit_dense`. Terms that are not part of the method are 0. Both models have
+    dropout, as published.
     """
     logits, scores, hidden = bert(student, heads, batch, pooled_activation, dropout)
     with torch.no_grad():
@@ -117,7 +122,7 @@ def warmup_linear(progress: float, warmup: float) -> float:
 def bert_adam_step(
     weights: Weights, state: dict, step: int, total_steps: int, lr: float, warmup: float = 0.1, decay: float = 0.01
 ) -> None:
-    """One update, a parameter after the other. `step` counts from 0; `state` starts as an empty dict."""
+    """One step of BertAdam, one parameter after the other. `step` counts from 0; `state` is an empty dict at first."""
     for name, weight in weights.items():
         if weight.grad is None:
             continue
@@ -125,10 +130,10 @@ def bert_adam_step(
         m, v = state.setdefault(name, (torch.zeros_like(weight), torch.zeros_like(weight)))
         m.mul_(0.9).add_(gradient, alpha=0.1)
         v.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        update = m / (v.sqrt() + 1e-6)
+        change = m / (v.sqrt() + 1e-6)
         if not name.endswith("bias") and "LayerNorm" not in name:
-            update += decay * weight
-        weight.sub_(lr * warmup_linear(step / total_steps, warmup) * update)
+            change += decay * weight
+        weight.sub_(lr * warmup_linear(step / total_steps, warmup) * change)
         weight.grad = None
 
 
@@ -141,7 +146,7 @@ def train(
     lr: float = 5e-5,
     **settings,
 ) -> list[dict[str, float]]:
-    """Updates `student` once a batch; returns the losses of every update. `settings` as in `losses`."""
+    """Trains `student`, one step per batch, and returns the losses of every step. `settings` are those of `losses`."""
     for weight in student.values():
         weight.requires_grad_(True)
     state, history = {}, []

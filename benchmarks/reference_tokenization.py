@@ -1,7 +1,7 @@
-"""The published tokenizer written out plainly: BERT's basic tokenizer and WordPiece, a pair a line of CSV.
+"""The reference implementation of the published tokenizer: BERT's basic tokenizer and WordPiece, one CSV line per pair.
 
-Character by character and piece by piece, as `tokenization.py` of Devlin et al. 2019 goes about it, with padding to a
-fixed length. One thing differs: text never becomes a control token.
+It goes character by character and piece by piece, as `tokenization.py` of Devlin et al. 2019, and pads to a fixed
+length. There is one difference: text never becomes a control token.
 """
 
 import unicodedata
@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 
 class PaddedExample(NamedTuple):
-    """A tokenized pair, three lists of `max_seq_length`."""
+    """A tokenized pair: three lists of length `max_seq_length`."""
 
     input_ids: list[int]
     input_mask: list[int]
@@ -47,7 +47,8 @@ def is_cjk(char: str) -> bool:
 
 
 def basic_tokens(text: str, do_lower_case: bool) -> list[str]:
-    """Words and signs: cleaned, CJK characters set apart, lower case without accents on demand, parted at signs."""
+    """Splits a text into words and punctuation. Control characters are removed, and each CJK character is a word. With
+    `do_lower_case` words are in lower case without accents."""
     cleaned = []
     for char in text:
         if char in "\0\ufffd" or is_control(char):
@@ -77,7 +78,7 @@ def basic_tokens(text: str, do_lower_case: bool) -> list[str]:
 
 
 def wordpieces(word: str, vocabulary: dict[str, int]) -> list[str]:
-    """The longest piece from the left, again and again; [UNK] for a word that has none somewhere, or is too long."""
+    """Greedy longest-match-first. A word is [UNK] if a part of it has no piece, or if it is too long."""
     if len(word) > 100:
         return ["[UNK]"]
     pieces, start = [], 0
@@ -100,7 +101,7 @@ def tokenize(text: str, vocabulary: dict[str, int], do_lower_case: bool) -> list
 
 
 def truncate(query: list[str], passage: list[str], limit: int) -> None:
-    """Drops the last token of the longer side, of the passage when they are equally long, until both fit."""
+    """Drops the last token of the longer side, of the passage if they are equally long, until both sides fit."""
     while len(query) + len(passage) > limit:
         (query if len(query) > len(passage) else passage).pop()
 
@@ -124,7 +125,10 @@ def write_csv(
     do_lower_case: bool,
     max_seq_length: int,
 ) -> Iterator[PaddedExample]:
-    """Writes a line a pair, given as id, query, passage, label: id, ids, mask, segments, label. Hands on each pair."""
+    """Writes one line per pair: its id, token ids, mask, segments and label. Yields each example.
+
+    A pair is its id, query, passage and label.
+    """
     for example_id, query, passage, label in pairs:
         example = padded_example(query, passage, vocabulary, do_lower_case, max_seq_length)
         columns = [" ".join(map(str, column)) for column in example]
