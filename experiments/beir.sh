@@ -1,58 +1,52 @@
 #!/usr/bin/env bash
-# From a BEIR collection to a table of every method: candidates, pairs, a teacher, filtered positives, a general
-# student, and a student by each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
-# What is there already is not made again: after a stop, the same command goes on. To make a part again, remove it and
-# all that was made of it. Every variable can be edited here or set from the environment. SciFact as below takes about
-# 90 minutes on 2 cores of a processor that multiplies bfloat16 (no GPU), 3 GB of memory and 1 GB of disk;
-# results/scifact/ has its figures.
+# Makes a table of every method for a BEIR collection: candidates, pairs, a teacher, filtered positives, a general
+# student, and a student of each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
+# Existing outputs are not made again, so the same command resumes after a stop. To make a part again, remove it and
+# everything that was made from it. Edit the variables below, or set them in the environment. SciFact takes about 90
+# minutes on 2 cores of a CPU with bfloat16 (no GPU), 3 GB of memory and 1 GB of disk. results/scifact/ has its figures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # --- collection
-name=${name:-scifact}                       # data/NAME, models/NAME and runs/NAME are written
-source=${source:-}                          # a BEIR folder (from the project's folder, if relative), or
+name=${name:-scifact}                       # the output is in data/NAME, models/NAME and runs/NAME
+source=${source:-}                          # a BEIR folder (absolute, or relative to the project's folder), or
                                             # ir_datasets:beir/NAME
-train_split=${train_split-train}            # the folder's split, or the dataset's part behind the last slash, if any
-test_split=${test_split-test}               # where num_held_out is 0
-num_held_out=${num_held_out:-0}             # training queries to test with instead, for a collection without test split
+train_split=${train_split-train}            # split of the folder, or last part of the dataset's name, if any
+test_split=${test_split-test}               # the same for the test queries, if num_held_out is 0
+num_held_out=${num_held_out:-0}             # number of training queries to test with, if there is no test split
 
 # --- pairs
 window=${window:-75}                        # words in a passage; the paper has 150, for 256 tokens
-stride=${stride:-50}                        # words from one passage's beginning to the next; the paper has 75
-max_seq_length=${max_seq_length:-160}       # tokens of query and passage: 20 + 25 of a title + 1.5 for each word + 3
+stride=${stride:-50}                        # words from the start of a passage to the next start; the paper has 75
+max_seq_length=${max_seq_length:-160}       # tokens of query and passage: 20 + 25 of a title + 1.5 per word + 3
 rerank_depth=${rerank_depth:-20}            # candidates that are re-ranked
-num_negatives=${num_negatives:-4}           # for each query, out of its 100 candidates
-num_random_negatives=${num_random_negatives:-1} # for each query, out of those of others: they teach an untrained model
-threshold=${threshold:-0.5}                 # positives that the teacher scores lower are dropped
-best_positives=${best_positives:-2}         # positives of a document that may stay
+num_negatives=${num_negatives:-4}           # negatives per query, sampled from its 100 candidates
+num_random_negatives=${num_random_negatives:-1} # negatives per query, from other queries; an untrained model needs them
+threshold=${threshold:-0.5}                 # positives with a lower score from the teacher are removed
+best_positives=${best_positives:-2}         # number of positives to keep per document, at most
 
 # --- models
-encoder=${encoder:-}                        # model directory or id to make the teacher of; empty: all-MiniLM-L6-v2
-student_layers=${student_layers:-2,4,6}     # of the encoder, that the general student starts from
-general_documents=${general_documents:-2500} # of the collection, whose text the general student learns from
-methods=${methods-hard standard tinybert simplified} # empty: only what comes before the students
+encoder=${encoder:-}                        # model directory or id to make the teacher from. Default: all-MiniLM-L6-v2
+do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
+student_layers=${student_layers:-2,4,6}     # layers of the encoder that the general student starts from
+general_documents=${general_documents:-2500} # number of documents whose text the general student learns from
+methods=${methods-hard standard tinybert simplified} # empty: stop before the students
 
 # --- training
-train_batch_size=${train_batch_size:-8}     # examples per update; the paper has 64, for a hundred times as many pairs
-teacher_learning_rate=${teacher_learning_rate:-2e-5} # at 5e-5 MiniLM learned hardly anything in so few updates
+train_batch_size=${train_batch_size:-8}     # examples per step; the paper has 64, for a hundred times as many pairs
+teacher_learning_rate=${teacher_learning_rate:-2e-5} # with 5e-5 and few steps MiniLM learned very little
 teacher_epochs=${teacher_epochs:-1}
-learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for far more updates
+learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for many more steps
 num_train_epochs=${num_train_epochs:-2}     # of the students
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-python=${python:-python}                    # the interpreter
+python=${python:-python}                    # the Python interpreter
 
-[[ -n $source ]] || { echo "beir.sh: set source to a BEIR folder or to ir_datasets:beir/NAME" >&2; exit 2; }
+source ./common.sh
+[[ -n $source ]] || fail "set source to a BEIR folder or to ir_datasets:beir/NAME"
 data=data/$name models=models/$name runs=runs/$name
-export collection=$name max_seq_length train_batch_size device python
+export collection=$name max_seq_length do_lower_case train_batch_size device python
 mkdir -p "$data" "$models" "$runs"
 
-# Runs a command unless what it makes is there.
-make() {
-    [[ -e $1 ]] || "${@:2}"
-}
-prepare() {
-    "$python" "data_preparation/$1.py" "${@:2}"
-}
 # Sets split_flags for a split of the collection.
 of_split() {
     case $source in
@@ -66,7 +60,7 @@ of_split "$train_split"
 make "$data/top100.train" prepare make_candidates "${split_flags[@]}" --output_run_file "$data/top100.train" \
     --output_qrels_file "$data/qrels.all.tsv" --overwrite
 train_qrels=$data/qrels.all.tsv
-if ((num_held_out)); then
+if [[ $num_held_out != 0 ]]; then
     train_qrels=$data/qrels.train.tsv
     make "$data/qrels.test.tsv" prepare split_queries --qrels "$data/qrels.all.tsv" --num_dev "$num_held_out" \
         --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.tsv" --overwrite
@@ -96,39 +90,28 @@ make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$dat
     general_student_model="$encoder" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
     num_train_epochs="$teacher_epochs" bash distill.sh
 
-# --- positives that the teacher finds relevant
-positives=$data/positives.$max_seq_length.features
-make "$positives" "$python" tokenize_to_features.py --set_name test --raw_data_file "$data/positives.tsv" \
-    --output_features_file "$positives" --bert_model_dir "$models/teacher" --max_seq_length "$max_seq_length"
-make "$data/positives.scores.tsv" "$python" rerank.py --model_dir "$models/teacher" --features_file "$positives" \
-    --output_scores_file "$data/positives.scores.tsv" --device "$device"
-make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file "$data/all_pairs.tsv" \
-    --scores_file "$data/positives.scores.tsv" --threshold "$threshold" --best "$best_positives" \
-    --output_pairs_file "$data/train_pairs.tsv" --overwrite
+filter_pairs "$data/all_pairs.tsv" "$data/positives.tsv"
 
 # --- general student: layers of the encoder, distilled on plain text
 make "$data/text.txt" prepare make_text --collection "$source" --max_documents "$general_documents" \
     --output_text_file "$data/text.txt"
-make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" --layers "$student_layers" \
-    --output_dir "$models/layers"
+make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" \
+    --layers "$student_layers" --output_dir "$models/layers"
 make "$models/general_student/config.json" env distill_model_type=intermediate set_name=general \
     train_pairs="$data/text.txt" teacher_model="$encoder" general_student_model="$models/layers" \
     output_student_dir="$models/general_student" learning_rate="$learning_rate" num_train_epochs=1 bash distill.sh
 
 [[ -n $methods ]] || exit 0
 
-# --- a student by each method, and its run; the teacher's with the first
+# --- a student of each method, and the runs
 for method in $methods; do
     make "$models/student_$method/config.json" env distill_model_type="$method" learning_rate="$learning_rate" \
         num_train_epochs="$num_train_epochs" bash distill.sh
-    teacher=$models/teacher
-    [[ ! -e $runs/teacher.run ]] || teacher=
-    make "$runs/student_$method.run" env teacher_model="$teacher" student_model="$models/student_$method" \
-        bash reranker.sh
+    rerank "$runs" "$models/student_$method"
 done
 
 printf '\n%-24s  %8s  %8s\n' run MRR MRR@10
 for run in "$data/top100.test" "$runs/teacher.run" "$runs"/student_*.run; do
-    measures=$("$python" msmarco_mrr_eval.py "$data/qrels.test.tsv" "$run" | awk '/^MRR/ {printf "  %8.4f", $2}')
-    printf '%-24s%s\n' "$(basename "$run" .run)" "$measures"
+    values=$(measures "$data/qrels.test.tsv" "$run")
+    printf '%-24s%s\n' "$(basename "$run" .run)" "$values"
 done

@@ -1,16 +1,15 @@
-"""The recipes, on a made-up collection and tiny models: from the collection to the runs, and on after a stop."""
+"""The recipes, with a synthetic collection and tiny models: from the collection to the runs; resumed after a stop."""
 
 import gzip
 import json
-import os
 import random
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import STUDENT, TEACHER, WORDS, copy_project, random_weights, teacher_weights, write_transformers
+from bash_runner import Ran, run_bash, run_python
+from tiny import STUDENT, TEACHER, WORDS, Finished, copy_project, random_weights, teacher_weights, write_transformers
 
 from formats.pairs import read_pairs
 from formats.trec import read_qrels, read_run
@@ -27,18 +26,10 @@ def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
 
 
-def run_recipe(project: Path, recipe: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"python": sys.executable, "OMP_NUM_THREADS": "1", "precision": "fp32", "device": "cpu"}
-    done = subprocess.run(
-        ["bash", str(project / "experiments" / recipe)],
-        env=environment | {"train_batch_size": "4", "train_loss_step": "99", "max_seq_length": "19"} | variables,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return done
+def run_recipe(project: Path, recipe: str, answer: Callable[..., Finished] = run_python, **variables: str) -> Ran:
+    tiny = {"train_batch_size": "4", "train_loss_step": "99", "max_seq_length": "19"}
+    environment = {"precision": "fp32", "device": "cpu"} | tiny | variables
+    return run_bash(project / "experiments" / recipe, environment, project, answer)
 
 
 def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
@@ -70,7 +61,7 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     for name in ("teacher", "student_hard", "student_tinybert"):
         assert read_run(project / "runs" / "tiny" / f"{name}.run").keys() <= test.keys()
 
-    # nothing is made twice, and what a stop left undone is made
+    # nothing is made twice, and a stopped run is finished
     data_files = project / "data" / "tiny"
     before = {path: path.read_bytes() for path in data_files.iterdir() if path.suffix in (".tsv", ".features")}
     for name in ("positives.tsv", "all_pairs.tsv.report.json", "test_pairs.tsv.report.json", "train_pairs.tsv.png",
@@ -115,27 +106,43 @@ def test_the_source_of_a_beir_collection_has_to_be_named(project: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("beir.sh: set source")
 
 
-def test_the_split_of_a_source_is_named_as_it_has_to_be(project: Path, tmp_path: Path) -> None:
-    calls = tmp_path / "python with a blank"
-    calls.write_text('#!/bin/bash\n[[ $1 == *make_candidates* ]] || exit 3\nprintf "[%s] " "$@"; echo\n')
-    calls.chmod(0o755)
+def test_a_value_is_no_expression_of_the_shell(project: Path) -> None:
+    expression = "a[$(touch${IFS}hacked)]"
+    own = {"name": "tiny", "source": "x"} | dict.fromkeys(("num_held_out", "num_negatives", "window"), expression)
+    done = run_recipe(project, "beir.sh", lambda *arguments: Finished(0, "", ""), **own, methods="")
+    assert expression in next(call for call in done.calls if call[0].endswith("split_queries.py"))
+    own = {"name": "tiny", "students": expression, "train_qrels": expression}
+    done = run_recipe(project, "msmarco_doc.sh", lambda *arguments: Finished(0, "", ""), **own)
+    assert expression in next(call for call in done.calls if call[0].endswith("make_train_pairs.py"))
+    for path in ("data/tiny/positives.tsv.gz", "models/tiny/teacher/config.json", "data/tiny/text.txt",
+                 "models/tiny/general_3_384/config.json"):  # fmt: skip
+        (project / path).parent.mkdir(exist_ok=True)
+        (project / path).touch()
+    done = run_recipe(project, "msmarco_doc.sh", lambda *arguments: Finished(0, "", ""), **own)
+    assert done.returncode == 2 and done.stderr.endswith("is neither 6_768 nor 3_384\n")
+    assert not list(project.rglob("hacked"))
 
-    def first_calls(**variables: str) -> list[str]:
-        done = run_recipe(project, "beir.sh", python=str(calls), **variables)
+
+def test_the_split_of_a_source_is_named_as_it_has_to_be(project: Path) -> None:
+    def answer(script: str, *arguments: str) -> Finished:
+        return Finished(0 if "make_candidates" in script else 3, "", "")
+
+    def first_calls(**variables: str) -> list[list[str]]:
+        done = run_recipe(project, "beir.sh", answer, **variables)
         assert done.returncode == 3, done.stderr
-        return [re.sub(r"^\S+ (.*?)\[--output_run_file.*", r"\1", line) for line in done.stdout.splitlines()]
+        return [call[1 : call.index("--output_run_file")] for call in done.calls if "--output_run_file" in call]
 
     assert first_calls(source="my beir") == [
-        "[--collection] [my beir] [--split] [train] ",
-        "[--collection] [my beir] [--split] [test] ",
+        ["--collection", "my beir", "--split", "train"],
+        ["--collection", "my beir", "--split", "test"],
     ]
     assert first_calls(source="ir_datasets:beir/x") == [
-        "[--collection] [ir_datasets:beir/x/train] ",
-        "[--collection] [ir_datasets:beir/x/test] ",
+        ["--collection", "ir_datasets:beir/x/train"],
+        ["--collection", "ir_datasets:beir/x/test"],
     ]
     assert (
         first_calls(source="ir_datasets:beir/x", train_split="", test_split="")
-        == ["[--collection] [ir_datasets:beir/x] "] * 2
+        == [["--collection", "ir_datasets:beir/x"]] * 2
     )
 
 
@@ -159,7 +166,7 @@ def test_the_papers_setting(project: Path, tmp_path: Path) -> None:
         ]
         put("msmarco-doctest2019-top100.gz" if name == "test2019" else f"msmarco-{name}-top100.gz", candidates)
     put("2019qrels-docs.txt", [f"q6 Q0 {RELEVANT['q6']} 2", "q6 Q0 d1 0"])
-    # as the converter and the Hub would give them
+    # as the converter and the Hub give them
     write_transformers(project / "models" / "tiny" / "teacher", TEACHER, teacher_weights())
     sizes = TEACHER._replace(heads=12)
     write_transformers(tmp_path / "pretrained", sizes, random_weights(sizes, 5))

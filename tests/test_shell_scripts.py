@@ -1,22 +1,37 @@
-"""distill.sh and reranker.sh, from pairs to the table."""
+"""distill.sh and reranker.sh, from pairs to the table. `python` is this process, except where a test says so."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, STUDENT, TEACHER, some_pairs, student_weights, teacher_weights, write_published
+from bash_runner import Ran, only_record, run_bash, run_python
+from tiny import (
+    ROOT,
+    STUDENT,
+    TEACHER,
+    Finished,
+    copy_project,
+    some_pairs,
+    student_weights,
+    teacher_weights,
+    write_published,
+)
 
 from formats.features import Features, read_header
 
 QUERIES, DOCUMENTS = 3, 4
+METHODS = ("simplified", "standard", "tinybert", "intermediate", "prediction", "hard")
+Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory) -> dict[str, str]:
-    """A collection and models of one's own, as the environment names them to both scripts."""
+    """A user's own collection and models, as variables of both scripts."""
     home = tmp_path_factory.mktemp("collection with a blank")
     write_published(home / "teacher", TEACHER, teacher_weights())
     write_published(home / "general", STUDENT, student_weights())
@@ -34,159 +49,306 @@ def variables(tmp_path_factory) -> dict[str, str]:
         "test_pairs": f"{home}/test.tsv",
         "teacher_model": f"{home}/teacher",
         "general_student_model": f"{home}/general",
-        "output_student_dir": f"{home}/student",
-        "student_model": f"{home}/student",
         "candidates_run": f"{home}/top",
         "qrels": f"{home}/qrels",
-        "runs_dir": f"{home}/runs",
         "max_seq_length": "19",
         "train_batch_size": "4",
         "num_train_epochs": "1",
         "device": "cpu",
         "precision": "fp32",
-        "python": sys.executable,
-        "OMP_NUM_THREADS": "1",
     }
 
 
-def bash(script: str, variables: dict[str, str], **more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", str(ROOT / script)],
-        env=os.environ | variables | more,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def run(variables: dict[str, str], tmp_path: Path) -> Run:
+    """Runs a script with `variables` and more. Its output is in `tmp_path`."""
+    own = {"output_student_dir": f"{tmp_path}/student", "student_model": f"{tmp_path}/student"}
 
+    def run_script(script: str, answer: Callable = run_python, **more: str) -> Ran:
+        return run_bash(ROOT / script, variables | own | {"runs_dir": f"{tmp_path}/runs"} | more, tmp_path, answer)
 
-def test_distil_then_rerank(variables: dict[str, str]) -> None:
-    home = Path(variables["train_pairs"]).parent
-    done = bash("reranker.sh", variables)
-    assert done.returncode == 2 and "bash distill.sh" in done.stderr
-
-    done = bash("distill.sh", variables, features_file=f"{home}/train.features")
-    assert done.returncode == 0, done.stderr
-    assert (home / "student" / "model.safetensors").exists()
-    assert f"student_model='{home}/student' max_seq_length=19 bash reranker.sh" in done.stdout
-    assert read_header(home / "train.features").max_seq_length == 19
-    log = (home / "student" / "distill.log").read_text()
-    assert "distill_model=simplified" in log and "train_batch_size=4" in log
-
-    # a student is not written over unasked
-    done = bash("distill.sh", variables, features_file=f"{home}/train.features")
-    assert done.returncode == 2 and "overwrite=yes" in done.stderr.splitlines()[-1]
-
-    for teacher in (variables["teacher_model"], ""):
-        done = bash("reranker.sh", variables, features_file=f"{home}/test.features", teacher_model=teacher)
-        assert done.returncode == 0, done.stderr
-        table = done.stdout.split("\n\n")[-1].splitlines()
-        assert table[0].split() == ["run", "MRR", "MRR@10", "passages/s"]
-        assert table[1].split() == ["candidates", "0.5000", "0.5000"]
-        for line, name in zip(table[2:], ["teacher", "student"] if teacher else ["student"], strict=True):
-            assert re.fullmatch(rf"{name} +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
-
-
-def test_a_training_that_was_stopped_goes_on_by_itself(variables: dict[str, str], tmp_path: Path) -> None:
-    student = tmp_path / "student"
-    own = variables | {"output_student_dir": str(student), "save_model_step": "1", "distill_model_type": "hard"}
-    assert bash("distill.sh", own).returncode == 0
-    weights = (student / "model.safetensors").read_bytes()
-    assert sorted(path.name for path in student.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    # as if killed after the second of three updates
-    (student / "config.json").unlink()
-    (student / "model.safetensors").unlink()
-    (student / "training.json").write_text((student / "training.json").read_text().replace("true", "false"))
-    done = bash("distill.sh", own, learning_rate="1e-3")
-    assert done.returncode == 2 and "--learning_rate (0.0001 there, 0.001 here)" in done.stderr
-    done = bash("distill.sh", own)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming from {student}/checkpoint-2" in done.stderr
-    assert (student / "model.safetensors").read_bytes() == weights
-
-
-def test_pairs_that_are_newer_are_tokenized_again(variables: dict[str, str], tmp_path: Path) -> None:
-    features, pairs = tmp_path / "train.19.features", tmp_path / "train.tsv"
-    for count in (4, 8):
-        lines = Path(variables["train_pairs"]).read_text().splitlines(keepends=True)[:count]
-        pairs.write_text("".join(lines))
-        if features.exists():
-            os.utime(pairs, (features.stat().st_mtime + 1,) * 2)
-        done = bash(
-            "distill.sh", variables, train_pairs=str(pairs), overwrite="yes",
-            output_student_dir=f"{tmp_path}/student", distill_model_type="hard",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert len(Features(features)) == count
-    assert "teacher_model= " in done.stdout
-
-    # features that are named are taken as they are
-    pairs.write_text("no pairs")
-    done = bash(
-        "distill.sh", variables, train_pairs=str(pairs), features_file=str(features), overwrite="yes",
-        output_student_dir=f"{tmp_path}/student", distill_model_type="hard",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_cased_student_is_not_ranked_with_lower_case(variables: dict[str, str], tmp_path: Path) -> None:
-    own = variables | {"output_student_dir": f"{tmp_path}/student", "student_model": f"{tmp_path}/student"}
-    done = bash("distill.sh", own, do_lower_case="no", distill_model_type="hard")
-    assert done.returncode == 0, done.stderr
-    assert "do_lower_case=no bash reranker.sh" in done.stdout
-    assert not read_header(Path(variables["train_pairs"]).with_name("train.19.cased.features")).do_lower_case
-    done = bash("reranker.sh", own, teacher_model="")
-    assert done.returncode == 2 and "tokenize with --no-do_lower_case" in done.stderr.splitlines()[-1]
-    done = bash("reranker.sh", own, teacher_model="", do_lower_case="no")
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("variable", ["train_pairs", "teacher_model", "general_student_model"])
-def test_a_path_that_is_not_there_is_named_at_once(variables: dict[str, str], variable: str, tmp_path: Path) -> None:
-    done = bash("distill.sh", variables, output_student_dir=f"{tmp_path}/out", **{variable: "/no/such"})
-    assert done.returncode == 2 and done.stderr == f"distill.sh: {variable}=/no/such is not there\n"
-
-
-@pytest.mark.parametrize(
-    "variable",
-    [
-        "distill_model_type=simplifed", "overwrite=true", "precision=fp64", "teacher_dropout=on", "do_lower_case=0",
-        "fp16=no", "teacher_check=off", "ignore_padding=1", "set_name=test", "set_name=general",
-    ],
-)  # fmt: skip
-def test_a_mistaken_variable_is_named_at_once(variables: dict[str, str], variable: str) -> None:
-    name, value = variable.split("=")
-    done = bash("distill.sh", variables, **{name: value})
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert variable in line
-
-
-@pytest.mark.parametrize("distill_model_type", ["standard", "prediction", "hard"])
-def test_one_variable_chooses_the_method(variables: dict[str, str], tmp_path: Path, distill_model_type: str) -> None:
-    done = bash(
-        "distill.sh",
-        variables,
-        distill_model_type=distill_model_type,
-        output_student_dir=f"{tmp_path}/student",
-        features_file=f"{tmp_path}/train.features",
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"distill_model={distill_model_type}" in (tmp_path / "student" / "distill.log").read_text()
+    return run_script
 
 
 def log_of(directory: Path) -> str:
     return (directory / "distill.log").read_text()
 
 
-def test_tinybert_is_two_steps_and_goes_on_with_the_second(variables: dict[str, str], tmp_path: Path) -> None:
-    own = variables | {
-        "distill_model_type": "tinybert", "output_student_dir": f"{tmp_path}/student", "learning_rate": "2e-3",
-        "intermediate_learning_rate": "1e-3", "intermediate_num_train_epochs": "3", "rep_weight": "0.5",
-        "hard_weight": "0.25", "layer_map": "1,3,5", "ignore_padding": "yes",
+def stop(student: Path) -> None:
+    """Leaves a finished run as if it had been killed after its last checkpoint."""
+    (student / "config.json").unlink()
+    (student / "model.safetensors").unlink()
+    (student / "training.json").write_text((student / "training.json").read_text().replace("true", "false"))
+
+
+def next_command(done: Ran) -> tuple[str, dict[str, str]]:
+    """The script and the variables of the command that distill.sh prints at its end, as bash reads them."""
+    command = done.stdout[done.stdout.rindex("Next: ") :].removeprefix("Next: ")
+    assignments, _, script = command.rpartition("bash ")
+    shown = subprocess.run(["bash", "-c", f"{assignments} env -0"], env={}, capture_output=True, text=True, check=True)
+    found = dict(line.split("=", 1) for line in shown.stdout.split("\0")[:-1])
+    return script.strip(), {name: value for name, value in found.items() if name.islower() and name != "_"}
+
+
+def calls_of(done: Ran, script: str) -> list[list[str]]:
+    return [arguments for arguments in done.calls if arguments[0] == script]
+
+
+def flags_of(done: Ran, script: str) -> dict[str, str]:
+    """The flags of the only call of a script."""
+    (call,) = calls_of(done, script)
+    return dict(argument.removeprefix("--").split("=", 1) for argument in call[1:] if "=" in argument)
+
+
+def test_distil_then_rerank(run: Run, tmp_path: Path, variables: dict[str, str]) -> None:
+    done = run("reranker.sh")
+    assert done.returncode == 2 and "bash distill.sh" in done.stderr
+
+    # with the Python of a user
+    own = {"python": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = run("distill.sh", features_file=f"{tmp_path}/train.features", **own)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "student" / "model.safetensors").exists()
+    assert next_command(done) == (
+        "reranker.sh",
+        {
+            **{name: variables[name] for name in ("collection", "teacher_model", "max_seq_length")},
+            "student_model": f"{tmp_path}/student",
+            "do_lower_case": "yes",
+        },
+    )
+    assert read_header(tmp_path / "train.features").max_seq_length == 19
+    log = log_of(tmp_path / "student")
+    assert "distill_model=simplified" in log and "train_batch_size=4" in log
+
+    # a student is only replaced if the user asks for it
+    done = run("distill.sh", features_file=f"{tmp_path}/train.features")
+    assert done.returncode == 2 and "overwrite=yes" in done.stderr.splitlines()[-1] and not done.calls
+
+    for teacher, python in ((variables["teacher_model"], own), ("", {})):
+        done = run("reranker.sh", features_file=f"{tmp_path}/test.features", teacher_model=teacher, **python)
+        assert done.returncode == 0, done.stderr
+        table = done.stdout.split("\n\n")[-1].splitlines()
+        assert table[0].split() == ["run", "MRR", "MRR@10", "passages/s"]
+        assert table[1].split() == ["candidates", "0.5000", "0.5000"]
+        for line, name in zip(table[2:], ["teacher", "student"] if teacher else ["student"], strict=True):
+            assert re.fullmatch(rf"{name} +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
+            assert len(line) == len(table[0])
+
+
+def test_the_speed_is_that_of_the_json_file(run: Run, tmp_path: Path) -> None:
+    write_published(tmp_path / "student", STUDENT, student_weights())
+
+    def answer(*arguments: str) -> Finished:
+        if arguments[0] == "rerank.py":
+            file = arguments[[argument.startswith("--output_scores_file") for argument in arguments].index(True)]
+            speed = {"passages": 12, "seconds": 0.5, "passages_per_second": 24.04}
+            Path(f"{file.partition('=')[2]}.speed.json").write_text(json.dumps(speed))
+        return run_python(*arguments) if arguments[0] == "-c" else only_record()
+
+    done = run("reranker.sh", answer, teacher_model="", features_file=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["student", "24.0"]
+
+
+def test_a_training_that_was_stopped_goes_on_by_itself(run: Run, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    own = {"save_model_step": "1", "distill_model_type": "hard"}
+    assert run("distill.sh", **own).returncode == 0
+    weights = (student / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in student.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    stop(student)  # as if killed after the second of three steps
+    done = run("distill.sh", **own, learning_rate="1e-3")
+    assert done.returncode == 2 and "--learning_rate (0.0001 there, 0.001 here)" in done.stderr
+    done = run("distill.sh", **own)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {student}/checkpoint-2" in done.stderr
+    assert (student / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_is_resumed_replaced_or_refused(run: Run, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    own = {"answer": only_record, "features_file": str(tmp_path)}
+
+    def flags(**more: str) -> tuple[str, str]:
+        done = run("distill.sh", **own, **more)
+        assert done.returncode == 0, done.stderr
+        found = flags_of(done, "distill.py")
+        return found["resume"], found["overwrite"]
+
+    assert flags() == ("yes", "no")  # no run yet
+    (student / "training.json").write_text('{\n  "finished": false\n}')
+    for found in (False, True):  # unfinished, also if it replaces an earlier one
+        assert flags() == ("yes", "no")
+        assert flags(overwrite="yes") == ("no", "yes")
+        if not found:
+            (student / "config.json").touch()
+    for text in ('{\n  "finished": true\n}', "damaged", None):
+        (student / "training.json").unlink()
+        if text is not None:
+            (student / "training.json").write_text(text)
+        done = run("distill.sh", **own)
+        assert (done.returncode, done.stdout, done.calls) == (2, "", [])
+        assert done.stderr == (
+            f"distill.sh: {student} holds a run already; set overwrite=yes to replace it, or another "
+            "output_student_dir\n"
+        )
+        assert flags(overwrite="yes") == ("no", "yes")
+    # apex cannot resume, and a run with apex starts all the same
+    assert flags(output_student_dir=f"{tmp_path}/other", fp16_backend="apex") == ("no", "no")
+
+
+def test_the_status_of_python_is_that_of_the_script(run: Run, tmp_path: Path) -> None:
+    for status in (2, 75, 143):  # a mistake, a run that was stopped and saved, a process that was killed
+        done = run("distill.sh", lambda *arguments, status=status: Finished(status, "", ""))
+        assert done.returncode == status and "Next: " not in done.stdout
+        done = run(
+            "distill.sh", lambda *arguments, status=status: Finished(status, "", ""), features_file=str(tmp_path)
+        )
+        assert done.returncode == status and "Next: " not in done.stdout
+
+
+def test_pairs_that_are_newer_are_tokenized_again(run: Run, variables: dict[str, str], tmp_path: Path) -> None:
+    features, pairs = tmp_path / "train.19.features", tmp_path / "train.tsv"
+    own = {"train_pairs": str(pairs), "overwrite": "yes", "distill_model_type": "hard"}
+    for count in (4, 8):
+        lines = Path(variables["train_pairs"]).read_text().splitlines(keepends=True)[:count]
+        pairs.write_text("".join(lines))
+        if features.exists():
+            os.utime(pairs, (features.stat().st_mtime + 1,) * 2)
+        done = run("distill.sh", **own)
+        assert done.returncode == 0, done.stderr
+        assert len(Features(features)) == count
+    assert next_command(done)[1]["teacher_model"] == ""
+
+    os.utime(pairs, (features.stat().st_mtime - 1,) * 2)
+    assert not calls_of(run("distill.sh", only_record, **own), "tokenize_to_features.py")
+    # pairs that are missing are an error, not old
+    pairs.unlink()
+    done = run("distill.sh", **own)
+    assert done.returncode == 2 and str(pairs) in done.stderr
+
+    # a named features file is used as it is
+    pairs.write_text("no pairs")
+    done = run("distill.sh", **own, features_file=str(features))
+    assert done.returncode == 0, done.stderr
+
+
+def test_features_of_other_kinds_have_other_names(run: Run, tmp_path: Path) -> None:
+    for own, name in (
+        ({"train_pairs": "x.tsv"}, "x.19.features"),
+        ({"train_pairs": "x.tsv.gz", "do_lower_case": "no"}, "x.19.cased.features"),
+        ({"train_pairs": "x.v2", "max_seq_length": "20"}, "x.v2.20.features"),
+        ({"train_pairs": "x.txt", "set_name": "general", "distill_model_type": "intermediate"},
+         "x.19.general.features"),
+        ({"train_pairs": "x.txt.gz", "set_name": "general", "distill_model_type": "intermediate",
+          "do_lower_case": "no"}, "x.19.cased.general.features"),
+    ):  # fmt: skip
+        pairs = tmp_path / own["train_pairs"]
+        pairs.touch()
+        done = run("distill.sh", only_record, **own | {"train_pairs": str(pairs)})
+        assert done.returncode == 0, done.stderr
+        expected = {
+            "set_name": own.get("set_name", "train"), "raw_data_file": str(pairs),
+            "output_features_file": f"{tmp_path}/{name}", "max_seq_length": own.get("max_seq_length", "19"),
+            "do_lower_case": own.get("do_lower_case", "yes"),
+        }  # fmt: skip
+        assert expected.items() <= flags_of(done, "tokenize_to_features.py").items()
+        assert flags_of(done, "distill.py")["features_file"] == f"{tmp_path}/{name}"
+
+
+def test_a_cased_student_is_not_ranked_with_lower_case(run: Run, variables: dict[str, str], tmp_path: Path) -> None:
+    done = run("distill.sh", do_lower_case="no", distill_model_type="hard")
+    assert done.returncode == 0, done.stderr
+    assert next_command(done)[1]["do_lower_case"] == "no"
+    assert not read_header(Path(variables["train_pairs"]).with_name("train.19.cased.features")).do_lower_case
+    done = run("reranker.sh", teacher_model="")
+    assert done.returncode == 2 and "tokenize with --no-do_lower_case" in done.stderr.splitlines()[-1]
+    done = run("reranker.sh", teacher_model="", do_lower_case="no")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["train_pairs", "teacher_model", "general_student_model"])
+def test_a_path_that_is_not_there_is_named_at_once(run: Run, variable: str, tmp_path: Path) -> None:
+    done = run("distill.sh", **{variable: "/no/such"}, features_file="" if "teacher" in variable else f"{tmp_path}/new")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "/no/such" in line
+    if variable != "general_student_model":  # the tokenizer names it
+        assert line.startswith(f"distill.sh: {variable}=/no/such does not exist; make it first") and not done.calls
+
+
+@pytest.mark.parametrize("variable", ["student_model", "teacher_model", "candidates_run", "qrels", "test_pairs"])
+def test_a_path_of_the_reranker_that_is_not_there_is_named(run: Run, variable: str, tmp_path: Path) -> None:
+    write_published(tmp_path / "student", STUDENT, student_weights())
+    done = run("reranker.sh", **{variable: "/no/such"})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "/no/such" in line
+    advice = "make it first" if variable == "test_pairs" else "run 'bash distill.sh' first"
+    assert line.startswith(f"reranker.sh: {variable}=/no/such does not exist; {advice}") and not done.calls
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"student_model": "", "teacher_model": ""}, "teacher_model and student_model are both empty"),
+        ({"student_model": "other/teacher"}, "student_model=other/teacher has the name of the teacher's run"),
+        ({"do_lower_case": "0"}, "do_lower_case=0 is neither yes nor no"),
+        ({"fp16": "yes"}, "fp16=yes is an old name"),
+        ({"num_processes": "2x"}, "num_processes=2x is not a number"),
+    ],
+)
+def test_a_mistaken_variable_of_the_reranker_is_named_at_once(run: Run, own: dict[str, str], says: str) -> None:
+    done = run("reranker.sh", **own)
+    assert done.returncode == 2 and not done.calls
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"reranker.sh: {says}")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "distill_model_type=simplifed", "overwrite=true", "precision=fp64", "teacher_dropout=on", "do_lower_case=0",
+        "fp16=no", "teacher_check=off", "ignore_padding=1", "deterministic=true", "set_name=test", "set_name=general",
+    ],
+)  # fmt: skip
+def test_a_mistaken_variable_is_named_at_once(run: Run, variable: str) -> None:
+    name, value = variable.split("=")
+    done = run("distill.sh", **{name: value})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    if name == "precision":  # distill.py names it
+        assert "--precision" in line and value in line
+    else:
+        assert variable in line and not done.calls
+
+
+def test_nothing_of_the_example_is_built_for_a_mistake(run: Run, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    for own in ({"distill_model_type": "simplifed"}, {"overwrite": "1"}, {"num_processes": "x"}, {}):
+        if not own:
+            student.mkdir()
+            (student / "config.json").touch()
+        done = run("distill.sh", only_record, collection="python_docs", **own)
+        assert (done.returncode, done.calls) == (2, []), own
+
+
+@pytest.mark.parametrize("distill_model_type", ["standard", "prediction", "hard"])
+def test_one_variable_chooses_the_method(run: Run, tmp_path: Path, distill_model_type: str) -> None:
+    done = run("distill.sh", distill_model_type=distill_model_type, features_file=f"{tmp_path}/train.features")
+    assert done.returncode == 0, done.stderr
+    assert f"distill_model={distill_model_type}" in log_of(tmp_path / "student")
+
+
+def test_tinybert_is_two_steps_and_goes_on_with_the_second(run: Run, tmp_path: Path) -> None:
+    own = {
+        "distill_model_type": "tinybert", "learning_rate": "2e-3", "intermediate_learning_rate": "1e-3",
+        "intermediate_num_train_epochs": "3", "rep_weight": "0.5", "hard_weight": "0.25", "layer_map": "1,3,5",
+        "ignore_padding": "yes",
     }  # fmt: skip
-    done = bash("distill.sh", own)
+    done = run("distill.sh", **own)
     assert done.returncode == 0, done.stderr
     first, second = log_of(tmp_path / "student_intermediate"), log_of(tmp_path / "student")
     for setting in ("distill_model=intermediate", "learning_rate=0.001", "num_train_epochs=3", "rep_weight=0.5",
@@ -196,34 +358,36 @@ def test_tinybert_is_two_steps_and_goes_on_with_the_second(variables: dict[str, 
                     "soft_weight=1.0", "hard_weight=0.25",
                     f"general_student_model={tmp_path}/student_intermediate"):  # fmt: skip
         assert setting in second
-    assert f"student_model='{tmp_path}/student' max_seq_length=19 bash reranker.sh" in done.stdout
+    assert next_command(done)[1]["student_model"] == f"{tmp_path}/student"
 
     before = (tmp_path / "student" / "model.safetensors").read_bytes()
-    for name in ("config.json", "model.safetensors"):  # as if it had stopped in between
-        (tmp_path / "student" / name).unlink()
-    done = bash("distill.sh", own)
+    stop(tmp_path / "student")
+    done = run("distill.sh", **own)
     assert done.returncode == 0, done.stderr
-    assert "The first step is done" in done.stdout
     assert log_of(tmp_path / "student_intermediate") == first
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == before
 
 
-def test_general_distillation_then_a_method_with_another_weight(variables: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("the cat sat on a mat .\na dog ran fast\n\nwhat is deep neural ranker\n" * 9)
-    own = variables | {
-        "set_name": "general",
-        "train_pairs": f"{tmp_path}/text.txt",
-        "distill_model_type": "intermediate",
-    }
-    done = bash("distill.sh", own, output_student_dir=f"{tmp_path}/general")
+def test_tinybert_is_one_call_with_the_flags_of_both_steps(run: Run, tmp_path: Path) -> None:
+    own = {"intermediate_learning_rate": "1e-3", "layer_map": "1,3,5", "hard_weight": "1", "tensorboard_dir": "curves"}
+    done = run("distill.sh", only_record, distill_model_type="tinybert", features_file=str(tmp_path), **own)
     assert done.returncode == 0, done.stderr
-    line = f"collection='mine' general_student_model='{tmp_path}/general' max_seq_length=19 bash distill.sh"
-    assert line in done.stdout
-    assert read_header(tmp_path / "text.19.general.features").set_name == "general"
-    done = bash(
-        "distill.sh", variables, general_student_model=f"{tmp_path}/general", hard_weight="0", teacher_check="no",
-        output_student_dir=f"{tmp_path}/student",
+    flags = flags_of(done, "distill.py")
+    assert own.items() <= flags.items()
+    assert (flags["distill_model"], flags["intermediate_num_train_epochs"], flags["resume"]) == ("tinybert", "", "yes")
+
+
+def test_general_distillation_then_a_method_with_another_weight(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on a mat .\na dog ran fast\n\nwhat is deep neural ranker\n" * 9)
+    done = run(
+        "distill.sh", set_name="general", train_pairs=f"{tmp_path}/text.txt", distill_model_type="intermediate",
+        output_student_dir=f"{tmp_path}/general",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = {"general_student_model": f"{tmp_path}/general", "collection": "mine", "max_seq_length": "19"}
+    assert next_command(done) == ("distill.sh", expected | {"do_lower_case": "yes"})
+    assert read_header(tmp_path / "text.19.general.features").set_name == "general"
+    done = run("distill.sh", general_student_model=f"{tmp_path}/general", hard_weight="0", teacher_check="no")
     assert done.returncode == 0, done.stderr
     log = log_of(tmp_path / "student")
     assert "hard_weight=0.0" in log and "soft_weight=1.0" in log and "no_teacher_check=True" in log
@@ -237,39 +401,186 @@ def test_general_distillation_then_a_method_with_another_weight(variables: dict[
         ({"distill_model_type": "prediction", "ignore_padding": "yes"}, "--ignore_padding: has no use"),
         ({"distill_model_type": "hard", "temperature": "2"}, "--temperature: has no use"),
         ({"distill_model_type": "simplified", "alpha": "0.5"}, "--alpha: has no use"),
-        ({"distill_model_type": "tinybert", "soft_weight": "0"}, "soft_weight=0 leaves"),
-        ({"distill_model_type": "intermediate", "set_name": "general", "train_pairs": ""}, "text.txt is not there"),
+        ({"distill_model_type": "tinybert", "soft_weight": "0"}, "soft_weight"),
+        (
+            {"distill_model_type": "intermediate", "set_name": "general", "train_pairs": ""},
+            "train_pairs=data/mine/text.txt",
+        ),
     ],
 )
-def test_a_variable_without_use_is_refused(variables: dict[str, str], tmp_path: Path, variables_set: dict, says: str):
-    done = bash("distill.sh", variables, output_student_dir=f"{tmp_path}/student", **variables_set)
+def test_a_variable_without_use_is_refused(run: Run, tmp_path: Path, variables_set: dict, says: str) -> None:
+    done = run("distill.sh", **variables_set)
     assert done.returncode == 2 and says in done.stderr.splitlines()[-1]
     assert not (tmp_path / "student").exists()
 
 
-def test_hard_labels_can_be_joined_by_a_teacher(variables: dict[str, str], tmp_path: Path) -> None:
-    own = {"distill_model_type": "hard", "soft_weight": "0.5", "output_student_dir": f"{tmp_path}/student"}
-    done = bash("distill.sh", variables, **own)
+def test_hard_labels_can_be_joined_by_a_teacher(run: Run, variables: dict[str, str], tmp_path: Path) -> None:
+    done = run("distill.sh", distill_model_type="hard", soft_weight="0.5")
     assert done.returncode == 0, done.stderr
     assert f"teacher_model={variables['teacher_model']}" in log_of(tmp_path / "student")
+    # and without one, a teacher that does not exist is no mistake
+    done = run("distill.sh", only_record, distill_model_type="hard", teacher_model="/no/such", overwrite="yes")
+    assert done.returncode == 0 and flags_of(done, "distill.py")["teacher_model"] == ""
 
 
-def test_the_best_student_on_dev_pairs_is_kept(variables: dict[str, str], tmp_path: Path) -> None:
+def test_the_best_student_on_dev_pairs_is_kept(run: Run, variables: dict[str, str], tmp_path: Path) -> None:
     pairs = tmp_path / "dev.tsv"
     pairs.write_text(Path(variables["test_pairs"]).read_text())
-    own = variables | {"dev_pairs": f"{pairs}", "output_student_dir": f"{tmp_path}/student"}
-    done = bash("distill.sh", own, dev_qrels="")
-    assert done.returncode == 2 and done.stderr.startswith("distill.sh: dev_qrels= is not there")
-    for name in ("dev_measure", "eval_model_step", "early_stopping_patience"):
-        done = bash("distill.sh", own, dev_pairs="", **{name: "1"})
-        assert done.returncode == 2 and done.stderr == f"distill.sh: {name}=1 has no use without dev_pairs\n"
-    done = bash(
-        "distill.sh", own, dev_qrels=variables["qrels"], dev_measure="NDCG@10", eval_model_step="1",
-        early_stopping_patience="9", distill_model_type="tinybert",
+    own = {"dev_pairs": f"{pairs}", "dev_qrels": variables["qrels"]}
+    done = run("distill.sh", dev_pairs=f"{pairs}", dev_qrels="")
+    assert done.returncode == 2 and "--dev_features_file: needs --dev_qrels" in done.stderr.splitlines()[-1]
+    done = run("distill.sh", **own | {"dev_qrels": "/no/such"})
+    assert done.returncode == 2 and done.stderr.startswith("distill.sh: dev_qrels=/no/such does not exist")
+    for name, value in {"dev_measure": "MAP", "eval_model_step": "1", "early_stopping_patience": "1"}.items():
+        done = run("distill.sh", **{name: value})
+        assert done.returncode == 2 and f"--{name}: has no use without --dev_features_file" in done.stderr
+    done = run(
+        "distill.sh", **own, dev_measure="NDCG@10", eval_model_step="1", early_stopping_patience="9",
+        distill_model_type="tinybert",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert read_header(tmp_path / "dev.19.features").set_name == "dev"
     log = log_of(tmp_path / "student")
-    assert log.count(" dev NDCG@10 ") == 4  # three updates, and the end
+    assert log.count(" dev NDCG@10 ") == 4  # three steps, and the end
     assert "early_stopping_patience=9" in log
     assert "dev_features_file=None" in log_of(tmp_path / "student_intermediate")
+
+
+def test_missing_parts_of_the_example_are_built(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    models = project / "models" / "python_docs"
+
+    def answer(*arguments: str) -> Finished:
+        flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:] if "=" in argument)
+        if arguments[0].endswith("build_collection.py"):
+            (project / flags["output_dir"] / "train_pairs.tsv").touch()
+            (project / flags["output_dir"] / "report.json").touch()
+        elif "output_features_file" in flags:
+            (project / flags["output_features_file"]).touch()
+        else:
+            model = project / flags.get("output_dir", flags.get("output_student_dir"))
+            model.mkdir()
+            (model / "config.json").touch()
+        return only_record()
+
+    def run(**variables: str) -> Ran:
+        done = run_bash(
+            project / "distill.sh", {"max_seq_length": "7", "precision": "bf16"} | variables, tmp_path, answer
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = run(num_processes="2", OMP_NUM_THREADS="1", learning_rate="1", teacher_epochs="4")
+    scripts = [arguments[0].rpartition("/")[2] for arguments in done.calls]
+    assert scripts == ["build_collection.py", "fetch_encoder.py", "make_general_student.py", "tokenize_to_features.py",
+                       "distill.py", "-m"]  # fmt: skip
+    expected = {
+        "distill_model": "hard", "features_file": "data/python_docs/train_pairs.7.features", "precision": "bf16",
+        "general_student_model": "models/python_docs/encoder", "output_student_dir": "models/python_docs/teacher",
+        "learning_rate": "2e-5", "num_train_epochs": "4", "train_batch_size": "8", "device": "auto",
+    }  # fmt: skip
+    assert expected.items() <= flags_of(done, "distill.py").items() and "--resume" in done.calls[4]
+    assert "distill.py" in done.calls[5] and f"--features_file={expected['features_file']}" in done.calls[5]
+    assert sorted(path.name for path in models.iterdir()) == [
+        "encoder", "general_student", "student_simplified", "teacher",
+    ]  # fmt: skip
+
+    done = run(output_student_dir=f"{tmp_path}/student")
+    assert [arguments[0] for arguments in done.calls] == ["distill.py"]
+
+
+# --- the values of variables
+
+NOT_FLAGS = {  # flags of other names
+    "distill.sh": {"dev_pairs": "raw_data_file"},
+    "reranker.sh": {"student_model": "model_dir"},
+}
+CHECKED = {"overwrite", "do_lower_case", "teacher_dropout", "teacher_check", "ignore_padding", "deterministic",
+           "set_name", "distill_model_type", "num_processes"}  # fmt: skip
+HOSTILE = [
+    "a b 'c' \"d\" *?[x] \\n %s ~ {e,f} ; touch hacked & | > hacked",
+    "$(touch hacked) `touch hacked` ${PATH} $((2*3)) !!",
+    "line 1\nline 2",
+    "-x --overwrite",
+    "a[$(touch hacked)]",
+    "x_model:",
+]
+
+
+def variables_of(script: str) -> set[str]:
+    return set(re.findall(r"^(\w+)=\$\{\1:?-", (ROOT / script).read_text(), flags=re.M))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project, where hostile values are files, and directories of models and of unfinished runs."""
+    copy = copy_project(tmp_path_factory.mktemp("hostile") / "project")
+    for value in HOSTILE:
+        (copy / value).mkdir()
+        (copy / value / "config.json").touch()
+        (copy / value / "training.json").write_text('"finished": false')
+    return copy
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("script", ["distill.sh", "reranker.sh"])
+def test_values_reach_python_unchanged_or_are_refused(project: Path, tmp_path: Path, script: str, value: str) -> None:
+    def run(**variables: str) -> Ran:
+        done = run_bash(project / script, {"collection": "mine"} | variables, tmp_path, only_record)
+        assert not list(project.rglob("hacked"))
+        return done
+
+    python_script = {"distill.sh": "distill.py", "reranker.sh": "rerank.py"}[script]
+    plain = {name: str(project) for name in ("features_file", "candidates_run", "qrels")}
+    plain |= dict.fromkeys(("teacher_model", "general_student_model", "student_model"), "some/model")
+    lengths = {len(call) for call in calls_of(run(**plain), python_script)}
+
+    free = variables_of(script) - CHECKED - {"python", "train_pairs", "test_pairs"}
+    done = run(**dict.fromkeys(free, value))
+    assert done.returncode == 0, done.stderr
+    assert {len(call) for call in calls_of(done, python_script)} == lengths
+    given = {argument for call in done.calls for argument in call}
+    runs_dir = {"runs_dir"} & free
+    for name in free - {"collection", "candidates_run", "qrels"} - runs_dir:
+        flag = NOT_FLAGS[script].get(name, name)
+        flag = "model_dir" if script == "reranker.sh" and name == "teacher_model" else flag
+        assert f"--{flag}={value}" in given, name
+    if script == "distill.sh":
+        names = ("collection", "teacher_model", "max_seq_length")
+        expected = dict.fromkeys(names, value) | {"student_model": value, "do_lower_case": "yes"}
+        assert next_command(done) == ("reranker.sh", expected)
+    else:
+        assert f"--output_scores_file={value}/{value}.scores.tsv" in given and f"--run_name={value}" in given
+        assert ["msmarco_mrr_eval.py", "--", value, value] in done.calls
+    pairs = "train_pairs" if script == "distill.sh" else "test_pairs"
+    assert f"--raw_data_file={value}" in {argument for call in run(**plain | {pairs: value, "features_file": ""}).calls
+                                          for argument in call}  # fmt: skip
+
+    for name in CHECKED & variables_of(script):
+        done = run(**plain | {name: value})
+        assert done.returncode == 2 and f"{name}={value}" in done.stderr and not done.calls
+    assert run(**plain | {"python": value}).returncode in (126, 127)
+
+
+def test_every_variable_is_a_flag_of_distill(run: Run, tmp_path: Path) -> None:
+    """Of the same name, except for those that distill.sh reads itself."""
+    done = run("distill.sh", only_record, features_file=str(tmp_path))
+    names = variables_of("distill.sh") - {"collection", "set_name", "train_pairs", "dev_pairs", "num_processes"}
+    names -= {"python", "teacher_check", "distill_model_type"}
+    assert names | {"no_teacher_check", "distill_model", "dev_features_file", "resume"} == set(
+        flags_of(done, "distill.py")
+    )
+
+
+BASH_4 = (
+    r"\$\{\w+(\[\S+\])?@\w|\$\{\w+[,^]|\b(mapfile|readarray|coproc)\b|\b(declare|local|typeset) -\w*[Ang]|wait -n"
+    r"|\|&|&>>|;;&|;&|\$\{\w+: -|\[\[ -v |EPOCH|BASHPID|globstar|printf -v|\{\d+\.\.\d+\.\."
+)
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.sh"), *ROOT.glob("experiments/**/*.sh")], ids=lambda path: path.name)
+def test_shell_scripts_run_in_bash_3_2(path: Path) -> None:
+    """macOS has no newer one."""
+    assert not re.search(BASH_4, path.read_text())
+    for form in ("${x@Q}", "${x,,}", "declare -A m", "local -n y", "wait -n", "mapfile -t z", "a |& b"):
+        assert re.search(BASH_4, form)

@@ -1,0 +1,90 @@
+# What the shell scripts share. A script sets its variables, then reads this file: source ./common.sh
+
+# Ends the script because of a user's mistake.
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 2
+}
+
+# Ends the script unless each of these variables is yes or no.
+check_yes_no() {
+    local name
+    for name; do
+        [[ ${!name} == yes || ${!name} == no ]] || fail "$name=${!name} is neither yes nor no"
+    done
+}
+
+# Ends the script if one of these variables names a file or a model that does not exist. A variable can be empty, and a
+# model can be an id of the Hugging Face Hub. Call: check_exists ADVICE VARIABLE...
+check_exists() {
+    local name advice=$1 hub_id='^[A-Za-z0-9][^/]*(/[^/]+)?$'
+    shift
+    for name; do
+        [[ -n ${!name} ]] || continue
+        case $name in
+            *_model) [[ -e ${!name}/config.json || -e ${!name}/bert_config.json || ${!name} =~ $hub_id ]] ;;
+            *) [[ -r ${!name} ]] ;;
+        esac || fail "$name=${!name} does not exist; $advice, or set $name"
+    done
+}
+
+[[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
+[[ ${num_processes:-1} =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is not a number from 1 to 9999"
+
+# The start of a command that runs a script in num_processes processes. They share the CPU's cores.
+launch=("$python")
+if [[ ${num_processes:-1} != 1 ]]; then
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+    threads=${OMP_NUM_THREADS:-$((cores > num_processes ? cores / num_processes : 1))}
+    launch=(env OMP_NUM_THREADS="$threads"
+        "$python" -m torch.distributed.run --standalone --nproc_per_node "$num_processes")
+fi
+
+# Sets `features` to the features file of a set (train, dev, test, general); tokenizes if needed. A file that is named
+# is made only if it is missing. Otherwise the file is beside the pairs, and it is made again if the pairs are newer.
+# Call: tokenize SET_NAME PAIRS MODEL [FEATURES_FILE]
+tokenize() {
+    local stem=${2%.gz} kind=
+    [[ $do_lower_case == yes ]] || kind=.cased
+    [[ $1 != general ]] || kind=$kind.general
+    features=${4:-${stem%.t[sx][vt]}.$max_seq_length$kind.features}
+    [[ -n ${4:-} && -e $features || -e $2 && $features -nt $2 ]] && return
+    [[ -r $2 ]] || fail "${1/general/train}_pairs=$2 does not exist; make it first"
+    "$python" tokenize_to_features.py --set_name="$1" --raw_data_file="$2" --output_features_file="$features" \
+        --bert_model_dir="$3" --max_seq_length="$max_seq_length" --do_lower_case="$do_lower_case" --overwrite
+}
+
+# Prints MRR and MRR@10 of a run. Call: measures QRELS RUN
+measures() {
+    "$python" msmarco_mrr_eval.py -- "$1" "$2" | LC_ALL=C awk '/^MRR/ {printf "  %8.4f", $2}'
+}
+
+# --- the recipes in experiments/. They set `data`, `models` and `runs`.
+
+# Runs a command unless its output exists. Call: make OUTPUT COMMAND...
+make() {
+    [[ -e $1 ]] || "${@:2}"
+}
+
+# Runs a script of data_preparation/, by its name, with flags.
+prepare() {
+    "$python" "data_preparation/$1.py" "${@:2}"
+}
+
+# Makes train_pairs.tsv: the pairs without the positives that the teacher scores low. The report is written last.
+# Call: filter_pairs PAIRS POSITIVES FLAGS_OF_RERANK...
+filter_pairs() {
+    tokenize test "$2" "$models/teacher" "$data/positives.$max_seq_length.features"
+    make "$data/positives.scores.tsv" "$python" rerank.py --model_dir="$models/teacher" --features_file="$features" \
+        --output_scores_file="$data/positives.scores.tsv" --device="$device" "${@:3}"
+    make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file="$1" \
+        --scores_file="$data/positives.scores.tsv" --threshold="$threshold" --best="$best_positives" \
+        --output_pairs_file="$data/train_pairs.tsv" --overwrite
+}
+
+# Re-ranks with a student, and with the teacher if its run is missing. Call: rerank RUNS_DIR STUDENT VARIABLE=VALUE...
+rerank() {
+    local teacher=$models/teacher
+    [[ ! -e $1/teacher.run ]] || teacher=
+    make "$1/${2##*/}.run" env "${@:3}" runs_dir="$1" teacher_model="$teacher" student_model="$2" bash reranker.sh
+}
