@@ -1,97 +1,158 @@
-"""README and shell scripts speak of flags, files and variables that exist."""
+"""The pages of documentation and the shell scripts name flags, files, variables and sections that exist."""
 
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from tiny import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELL_SCRIPTS = sorted(path for path in [*ROOT.glob("*.sh"), *ROOT.glob("experiments/**/*.sh")])
-TEXTS = [ROOT / "README.md", *SHELL_SCRIPTS]
+BENCHMARKS_PAGE = ROOT / "benchmarks" / "README.md"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), BENCHMARKS_PAGE]
+SHELL_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("experiments/**/*.sh")])
+COMMON = ROOT / "common.sh"  # what distill.sh and reranker.sh share
+FOLDERS = ("", "data_preparation/", "model_tools/", "experiments/", "experiments/python_docs/", "benchmarks/")
+SCRIPTS = {
+    path.name: str(path.relative_to(ROOT))
+    for folder in FOLDERS
+    for path in ROOT.glob(f"{folder}*.py")
+    if '__name__ == "__main__"' in path.read_text()
+}
 # how a text calls Python
-PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\""
+PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\"|torchrun --nproc_per_node \d+"
+# flags of other programs: torchrun, ruff
+FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check"}
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
-SCRIPTS = [
-    str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data_preparation/*.py"), *ROOT.glob("experiments/*.py")]
-    if '__name__ == "__main__"' in path.read_text()
-]
-
-
-@cache
-def help_of(script: str) -> str:
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def commands(text: str) -> list[tuple[str, list[str]]]:
-    """The project's Python scripts that a text calls, with the long flags of each call."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    found = []
-    for line in joined.splitlines():
-        for script, rest in re.findall(rf"(?:{PYTHON}) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
-            found.append((script, re.findall(r"(?<![\w-])--([\w-]+)", rest)))
-        for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
-            found.append((f"data_preparation/{name}.py", re.findall(r"(?<![\w-])--([\w-]+)", rest)))
-    return found
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_every_script_called_exists_and_knows_its_flags(path):
-    called = commands(path.read_text())
-    assert called
-    for script, flags in called:
-        assert (ROOT / script).is_file(), f"{path.name} calls {script}"
-        for flag in flags:
-            assert re.search(rf"--{flag}\b", help_of(script)), f"{path.name} gives {script} --{flag}"
-
-
-def test_every_flag_that_the_readme_names_belongs_to_a_script():
-    helps = [help_of(script) for script in SCRIPTS]
-    for flag in re.findall(r"`--([\w-]+)", (ROOT / "README.md").read_text()):
-        assert any(re.search(rf"--{flag}\b", text) for text in helps), flag
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_every_file_named_exists(path):
-    named = re.findall(r"(?<![\w/.$}-])((?:[\w-]+/)*\w[\w-]*\.(?:py|sh|md|txt|yaml|toml))\b", path.read_text())
-    own = {name for name in named if not NOT_CARRIED.match(name)}
-    known = {file.name for file in ROOT.rglob("*") if ".git/" not in str(file)}
-    for name in own:
-        found = (ROOT / name).exists() if "/" in name else name in known
-        assert found or name in MADE, f"{path.name} names {name}"
-
-
 # files that the scripts write, and names of other projects' files
 MADE = {"vocab.txt", "text.txt", "2019qrels-docs.txt"}
 
 
-def test_shell_variables_that_the_readme_sets_exist():
-    readme = (ROOT / "README.md").read_text()
-    found = re.findall(r"((?:\w+=\S+ +)+)bash (\S+\.sh)", re.sub(r"\\\n\s*", " ", readme))
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def flags_of(script: str) -> frozenset[str]:
+    """A script's flags, without their dashes, from the lines of its --help."""
+    done = run_main(script, "--help")
+    assert done.status == 0, done
+    lines = re.findall(r"^  ((?:-\w, )?--.*)", done.stdout, flags=re.M)
+    return frozenset(flag for line in lines for flag in flags_in(line.partition("  ")[0]))
+
+
+def path_of(script: str) -> str:
+    """The path of a script; the pages name most by their file name alone."""
+    return script if "/" in script else SCRIPTS.get(script, script)
+
+
+def joined(text: str) -> str:
+    """A text whose commands have a line each."""
+    return re.sub(r"\\\n\s*", " ", text)
+
+
+def flags_in(text: str) -> list[str]:
+    return re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """The project's Python scripts that a text calls, with the long flags of each call."""
+    found = []
+    for line in joined(text).splitlines():
+        for script, rest in re.findall(rf"(?:{PYTHON}) ((?:[\w/]+/)?\w+\.py)([^|;&`]*)", line):
+            found.append((script, flags_in(rest)))
+        for script, rest in re.findall(r"`((?:[\w/]+/)?\w+\.py)( [^`]*)`", line):  # a page's words
+            found.append((path_of(script), flags_in(rest)))
+        for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
+            found.append((f"data_preparation/{name}.py", flags_in(rest)))
+    return found
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SHELL_SCRIPTS], ids=name_of)
+def test_every_script_called_exists_and_knows_its_flags(path: Path) -> None:
+    called = commands(path.read_text())
+    assert called or path.name in (COMMON.name, "differences.md")
+    for script, flags in called:
+        assert (ROOT / script).is_file(), f"{path.name} calls {script}"
+        for flag in flags:
+            assert flag in flags_of(script), f"{path.name} gives {script} --{flag}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SHELL_SCRIPTS], ids=name_of)
+def test_every_flag_named_belongs_to_a_script(path: Path) -> None:
+    scripts = [script for script in SCRIPTS.values() if path == BENCHMARKS_PAGE or "benchmarks" not in script]
+    known = FOREIGN_FLAGS.union(*map(flags_of, scripts))
+    unknown = set(flags_in(path.read_text())) - known
+    assert not unknown, f"{path.name} names {unknown}"
+
+
+def test_the_page_of_training_lists_every_flag_of_distill() -> None:
+    rows = set(re.findall(r"^\| `--([\w-]+)` \|", (ROOT / "docs" / "training.md").read_text(), flags=re.M))
+    assert len(rows) > 30
+    assert flags_of("distill.py") - {"help", "no-do_lower_case"} == rows
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "tests" / "README.md", *SHELL_SCRIPTS], ids=name_of)
+def test_every_file_named_exists(path: Path) -> None:
+    named = re.findall(r"(?<![\w/.$}-])((?:[\w-]+/)*\w[\w-]*\.(?:py|sh|md|txt|yaml|toml))\b", path.read_text())
+    own = {name for name in named if not NOT_CARRIED.match(name)}
+    known = {file.name for file in ROOT.rglob("*") if ".git/" not in str(file)}
+    for name in own:
+        found = (ROOT / name).exists() or (path.parent / name).exists() if "/" in name else name in known
+        assert found or name in MADE, f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", [page for page in ROOT.glob("**/*.md") if "." not in name_of(page)[0]], ids=name_of)
+def test_every_link_leads_to_a_file_and_a_section(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if link.startswith("https://"):
+            continue
+        file, _, section = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name} links to {link}"
+        if section:
+            headings = re.findall(r"^#+ (.*)", target.read_text(), flags=re.M)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert section in anchors, f"{path.name} links to {link}"
+
+
+def variables_of(script: str) -> set[str]:
+    """The variables that a shell script takes from the environment."""
+    text = (ROOT / script).read_text()
+    if "/" not in script and COMMON.exists():
+        text += COMMON.read_text()
+    return set(re.findall(r"^(\w+)=\${\1:?-", text, flags=re.M))
+
+
+def test_shell_variables_that_the_pages_set_exist() -> None:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        found += re.findall(r"((?:\w+=\S+ +)+)bash (\S+\.sh)", joined(text))
+        # one that a sentence names, `seed=43`, of some script
+        found += [(name, "") for name in re.findall(r"`(\w+=[\w/.:,-]+)`", text)]
     assert len(found) > 8
+    of_any = set().union(*(variables_of(name_of(script)) for script in SHELL_SCRIPTS))
     for assignments, script in found:
         for name in re.findall(r"(\w+)=\S", assignments):
-            assert re.search(rf"^{name}=\${{{name}:?-", (ROOT / script).read_text(), flags=re.M), f"{script}: {name}"
+            assert name in (variables_of(script) if script else of_any), f"{script}: {name}"
 
 
-def test_environments_name_the_same_packages():
+def test_environments_name_the_same_packages() -> None:
     assert "-r requirements.txt" in (ROOT / "env.yaml").read_text()
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in pins)
     assert "torch==2.13.0" in pins and not any(line.startswith("apex") for line in pins)
 
 
-@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
-def test_shell_scripts_parse(path):
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=name_of)
+def test_shell_scripts_parse(path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)
 
 
-def test_every_test_that_the_table_of_promises_names_exists():
+def test_every_test_that_the_table_of_promises_names_exists() -> None:
     tests = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
     of_section = ""
     named = 0
@@ -104,9 +165,9 @@ def test_every_test_that_the_table_of_promises_names_exists():
     assert named > 50
 
 
-@pytest.mark.parametrize("name", ["python_docs", "scifact"])
-def test_the_tables_shown_are_those_of_the_results(name):
+@pytest.mark.parametrize(("name", "page"), [("python_docs", "docs/tables.md"), ("scifact", "README.md")])
+def test_the_tables_shown_are_those_of_the_results(name: str, page: str) -> None:
     table = (ROOT / "results" / name / "table.md").read_text()
     rows = table[table.index("| row |") :].split("\n\n")[0]
     assert len(rows.splitlines()) > 5
-    assert rows in (ROOT / "README.md").read_text()
+    assert rows in (ROOT / page).read_text()
