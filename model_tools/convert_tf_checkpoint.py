@@ -13,7 +13,8 @@ import numpy as np
 
 from formats.atomic import atomic_directory
 from model_tools.tf_checkpoint import convert_variables
-from modeling.model_files import read_config, save_ranker
+from modeling.model_files import save_ranker
+from modeling.model_reader import read_config
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import run_script

@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from formats.atomic import atomic_directory
-from modeling.model_files import initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from modeling.general_student import initial_ranker, take_layers
+from modeling.model_files import load_ranker, missing_heads, save_ranker
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.hub import model_directory

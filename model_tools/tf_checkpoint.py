@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import BertConfig
 
-from modeling.bert import BertRanker
+from modeling.bert import BertConfig, BertRanker
 from modeling.model_files import ModelFileError, new_ranker, without_values
 
 
