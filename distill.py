@@ -28,14 +28,9 @@ from formats.pairs import split_example_id
 from formats.scores import PassageScore
 from modeling.bert import POOLED_ACTIVATIONS, BertRanker
 from modeling.frozen import FrozenRanker
+from modeling.general_student import make_fit_dense
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
-from modeling.model_files import (
-    check_reads_features,
-    fingerprint,
-    load_ranker,
-    make_fit_dense,
-    save_ranker,
-)
+from modeling.model_files import check_reads_features, fingerprint, load_ranker, save_ranker
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import (
     be_deterministic,

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from formats.atomic import atomic_write
+
 RUN_FILE = "training.json"
 
 
@@ -17,3 +19,12 @@ def read_run_file(directory: Path) -> dict[str, Any]:
         return {"finished": run["finished"] is True, "settings": dict(run["settings"])}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {"finished": False, "settings": {}}
+
+
+def write_run_file(
+    directory: Path, finished: bool, settings: dict[str, Any], outcome: dict[str, Any] | None = None
+) -> None:
+    """Writes training.json. `outcome`: what else a finished run tells."""
+    with atomic_write(directory / RUN_FILE) as file:
+        json.dump({"finished": finished, **(outcome or {}), "settings": settings}, file, indent=2)
+        file.write("\n")

@@ -62,7 +62,8 @@ import numpy as np
 
 from formats.atomic import atomic_directory
 from model_tools.tf_checkpoint import convert_variables
-from modeling.model_files import read_config, save_ranker
+from modeling.model_files import save_ranker
+from modeling.model_reader import read_config
 from runtime.script import run_script
 from tokenization.vocabulary import read_vocab_file
 

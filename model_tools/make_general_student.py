@@ -83,7 +83,8 @@ if __name__ == "__main__":
     args = parse_args()  # before the imports below, which take seconds
 
 from formats.atomic import atomic_directory
-from modeling.model_files import initial_ranker, load_ranker, missing_heads, save_ranker, take_layers
+from modeling.general_student import initial_ranker, take_layers
+from modeling.model_files import load_ranker, missing_heads, save_ranker
 from runtime.hub import model_directory
 from runtime.script import buffered_log, run_script
 from tokenization.vocabulary import load_vocabulary, saved_lower_case

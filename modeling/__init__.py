@@ -1,1 +1,1 @@
-"""The BERT ranker, its fast form for inference, the losses, model files."""
+"""The BERT ranker, its fast form for inference, the losses, model directories."""

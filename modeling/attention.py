@@ -1,6 +1,6 @@
-"""Attention of the student in training on a CPU: exact, without the work on padded keys and without keeping scores.
+"""Exact attention for training on a CPU. It does no work for padded keys and stores no scores.
 
-Letters in shapes: B batch, T tokens, K real tokens of an example, h heads, e head size.
+Letters in shapes: B batch, T tokens, K tokens of an example without its padding, h heads, e head size.
 """
 
 import math
@@ -10,9 +10,10 @@ import torch
 
 
 def dropout_keep_mask(shape: Sequence[int], probability: float) -> torch.Tensor:
-    """True with 1 - `probability`, rounded to a 65,536th, drawn from torch's CPU generator; bool of `shape`.
+    """A bool tensor of `shape`, on the CPU, from torch's default generator: False with `probability`, the rest True.
 
-    A 64-bit draw gives four values, which is several times as fast as a Bernoulli draw each.
+    The probability is rounded to a multiple of 1/65,536. Each random 64-bit integer gives four values, which is several
+    times as fast as `bernoulli_`.
     """
     count = math.prod(shape)
     draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:count]
@@ -21,9 +22,9 @@ def dropout_keep_mask(shape: Sequence[int], probability: float) -> torch.Tensor:
 
 
 def key_lengths(mask: torch.Tensor | None, size: int, tokens: int) -> list[int] | None:
-    """How many keys each of `size` examples has by a (B, 1, T or 1, T) mask, True on keys; None where others follow.
+    """The number of keys of each of `size` examples. None if an example has a key after padding.
 
-    No mask: all keys, T for each.
+    `mask`: (B, 1, T or 1, T), True on keys; None if all `tokens` of each example are keys.
     """
     if mask is None:
         return [tokens] * size
@@ -34,7 +35,7 @@ def key_lengths(mask: torch.Tensor | None, size: int, tokens: int) -> list[int] 
 
 
 class _Attention(torch.autograd.Function):
-    """One example at a time, so that its scores stay in the cache; the backward pass computes them again."""
+    """Computes one example at a time, so that its scores stay in the cache. The backward pass computes them again."""
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, scale, dropout):
@@ -67,8 +68,8 @@ class _Attention(torch.autograd.Function):
                 dropped = weights * kept[b]
                 grad_weights = grad_weights * kept[b]
             grad_value[b, :, :length] = torch.bmm(dropped.transpose(1, 2), grad)
-            products = grad_weights * weights
-            grad_scores = products - weights * products.sum(dim=-1, keepdim=True)
+            weighted = grad_weights * weights  # (h, T, K)
+            grad_scores = weighted - weights * weighted.sum(dim=-1, keepdim=True)  # (h, T, K), through the softmax
             grad_query[b] = torch.bmm(grad_scores, k) * scale
             grad_key[b, :, :length] = torch.bmm(grad_scores.transpose(1, 2), q)
         return grad_query, grad_key, grad_value, None, None, None
@@ -82,9 +83,9 @@ def attention_without_padding(
     scale: float,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """softmax(scale Q K^T) V with dropout on the softmax, over the first `lengths[b]` keys of example b.
+    """softmax(scale Q K^T) V over the first `lengths[b]` keys of example b, with dropout on the softmax.
 
-    `query`, `key`, `value`: (B, h, T, e) on a CPU, of one dtype. Returns (B, h, T, e), differentiable.
+    `query`, `key`, `value`: (B, h, T, e) on a CPU, of the same dtype. Returns (B, h, T, e); differentiable.
     """
-    with torch.autocast("cpu", enabled=False):  # one dtype all through
+    with torch.autocast("cpu", enabled=False):  # keeps the dtype of the inputs
         return _Attention.apply(query, key, value, list(lengths), scale, dropout)

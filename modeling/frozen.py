@@ -1,10 +1,12 @@
-"""A ranker that no longer learns, the teacher or one that re-ranks, computed as fast as the hardware allows.
+"""Fast inference of a ranker that is not trained: the teacher, or a ranker that re-ranks.
 
-The same function as `BertRanker` in evaluation, in another order: padding is left out, or kept as rows that nothing
-attends to; K and V are one product; weights are laid out for the processor once; and where only logits are wanted, the
-last layer is computed for `[CLS]` alone (its keys and values for all tokens).
+It computes the same function as `BertRanker` in evaluation mode, with less work:
+- Padding is left out, unless hidden states, Q or K are asked for.
+- K and V are one matmul.
+- Weights are pre-packed for the processor.
+- If only logits are asked for, the last layer is computed for `[CLS]` alone (its K and V for all tokens).
 
-Letters in shapes: B batch, T tokens, N rows of all examples, d hidden size, h heads, e = d/h head size.
+Letters in shapes: B batch, T tokens, N rows of all examples, d hidden size, h heads, e = d/h head size, K keys.
 """
 
 import math
@@ -21,18 +23,18 @@ from modeling.bert import BertRanker, RankerOutput
 from runtime.device import multiplies_bfloat16
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-# oneDNN compiles a product for each shape that it meets; rounded up there are few of them.
+# oneDNN compiles a matmul for each new shape. Sizes are rounded up to these multiples, so that there are few shapes.
 _ROWS, _KEYS = 64, 16
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Rows(NamedTuple):
-    """Where each example's rows lie among the N of a batch, how many they are, and how many are real tokens."""
+    """The rows of each of the B examples among the N rows of a batch."""
 
-    starts: list[int]
-    counts: list[int]
-    lengths: list[int]
-    mask: torch.Tensor | None  # (B, 1, 1, T) for a GPU, True on real tokens; None where nothing is padded
+    starts: list[int]  # first row
+    counts: list[int]  # rows, padding included
+    lengths: list[int]  # rows that are tokens; they come first
+    mask: torch.Tensor | None  # (B, 1, 1, T) for a GPU, True on tokens; None if no row is padding
 
 
 class _Layer(NamedTuple):
@@ -46,10 +48,11 @@ class _Layer(NamedTuple):
 
 
 class FrozenRanker:
-    """Computes what `BertRanker` in evaluation computes, without gradients, on the ranker's device.
+    """Computes what `BertRanker` computes in evaluation mode, without gradients, on the ranker's device.
 
-    `precision`: fp32, fp16 (CUDA), bf16, or int8 (a CPU: weights in 8 bits with a scale for each output, inputs of a
-    product in 7 bits with a scale for each batch, all else in float32). None: the ranker's dtype. Weights are copied.
+    `precision` is fp32, fp16 (on CUDA), bf16, or int8 (on a CPU). int8 has weights in 8 bits with a scale for each
+    output, inputs of a matmul in 7 bits with a scale for each batch, and float32 for the rest. None is the ranker's
+    dtype. Weights are copied, so the ranker can change later.
     """
 
     def __init__(self, ranker: BertRanker, precision: str | None = None):
@@ -66,11 +69,11 @@ class FrozenRanker:
         self._embeddings_norm = self._layer_norm(embeddings.LayerNorm)
         self._layers = [self._layer(layer) for layer in ranker.bert.encoder.layer]
         self._pooler = self._linear(ranker.bert.pooler.dense)
-        # As in BertRanker: in half precision neighbouring scores would be the same number, and documents tie.
+        # As in BertRanker: in half precision different documents would get the same score.
         head = torch.promote_types(self.dtype, torch.float32)
         self._classifier = [parameter.detach().to(head, copy=True) for parameter in ranker.classifier.parameters()]
 
-    @torch.no_grad()  # not inference mode: a loss keeps the teacher's states for its backward pass
+    @torch.no_grad()  # not inference_mode: a loss saves the teacher's states for its backward pass
     def __call__(
         self,
         input_ids: torch.Tensor,
@@ -79,14 +82,14 @@ class FrozenRanker:
         hidden_states_of: Collection[int] = (),
         queries_keys_of: Collection[int] = (),
     ) -> RankerOutput:
-        """As `BertRanker.forward`; each example's real tokens must come first. Tensors may lie on any device."""
+        """As `BertRanker.forward`. The padding of an example must follow its tokens. Inputs can be on any device."""
         size, width = input_ids.shape
-        hands_out = bool(hidden_states_of or queries_keys_of)
+        returns_states = bool(hidden_states_of or queries_keys_of)
         lengths = attention_mask.sum(dim=1).tolist()
-        # A GPU gains nothing from leaving out the little padding of batches of like length.
-        is_padded = hands_out or self.device.type != "cpu"
+        # On a GPU the padding stays: length-bucketed batches have little of it.
+        is_padded = returns_states or self.device.type != "cpu"
         counts = [width] * size if is_padded else lengths
-        mask = None  # without one torch takes its fastest kernel
+        mask = None  # torch has faster kernels without a mask
         if self.device.type != "cpu" and min(lengths) < width:
             mask = attention_mask.to(self.device, torch.bool)[:, None, None]
         rows = _Rows([0, *accumulate(counts)][:-1], counts, lengths, mask)
@@ -94,25 +97,25 @@ class FrozenRanker:
         if is_padded:
             inputs = (x.flatten() for x in inputs)
         else:
-            spare = -sum(lengths) % _ROWS
-            inputs = (F.pad(x[attention_mask.bool()], (0, spare)) for x in inputs)
+            extra = -sum(lengths) % _ROWS
+            inputs = (F.pad(x[attention_mask.bool()], (0, extra)) for x in inputs)
         ids, positions, segments = (x.to(self.device, non_blocking=True) for x in inputs)  # (N,) each
-        with torch.autocast(self.device.type, enabled=False):  # its precision is its own
+        with torch.autocast(self.device.type, enabled=False):  # a surrounding autocast does not change the precision
             hidden = self._words[ids] + self._positions[positions] + self._segments[segments]
             hidden = self._embeddings_norm(hidden)  # (N, d)
             hidden_states = {0: hidden} if 0 in hidden_states_of else {}
             queries_keys = {}
             for number, layer in enumerate(self._layers, start=1):
-                cls_only = number == len(self._layers) and not hands_out
+                cls_only = number == len(self._layers) and not returns_states
                 query, key, value, hidden = self._project(layer, hidden, rows, cls_only)
-                context = self._attend(query, key, value, rows, cls_only)
-                hidden = layer.attention_norm(layer.attention_output(context) + hidden)
-                hidden = layer.output_norm(layer.output(layer.intermediate(hidden)) + hidden)
+                context = self._attend(query, key, value, rows, cls_only)  # (N or B, d)
+                hidden = layer.attention_norm(layer.attention_output(context) + hidden)  # (N or B, d)
+                hidden = layer.output_norm(layer.output(layer.intermediate(hidden)) + hidden)  # (N or B, d)
                 if number in hidden_states_of:
                     hidden_states[number] = hidden
                 if number in queries_keys_of:
                     queries_keys[number] = tuple(x.unflatten(0, (size, width)).transpose(1, 2) for x in (query, key))
-            pooled = torch.tanh(self._pooler(hidden[::width] if hands_out else hidden))  # (B, d)
+            pooled = torch.tanh(self._pooler(hidden[::width] if returns_states else hidden))  # (B, d)
             if self.pooled_activation == "relu":
                 pooled = torch.relu(pooled)
             logits = F.linear(pooled.to(self._classifier[0].dtype), *self._classifier)
@@ -122,7 +125,7 @@ class FrozenRanker:
     def _project(
         self, layer: _Layer, hidden: torch.Tensor, rows: _Rows, cls_only: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Q, K, V, (N, h, e) each, and the hidden states that the layer goes on with; (B, ...) of `[CLS]` alone."""
+        """Q, K, V, (N, h, e) each, and the residual, (N, d). With `cls_only` Q and the residual have B rows."""
         heads = self.config.num_attention_heads
         key, value = layer.key_value(hidden).unflatten(-1, (2, heads, -1)).unbind(1)
         if cls_only:
@@ -132,9 +135,9 @@ class FrozenRanker:
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: _Rows, cls_only: bool
     ) -> torch.Tensor:
-        """softmax(Q K^T / sqrt(e)) V over the real tokens of each example; (N, d), or (B, d) of `[CLS]` alone."""
+        """softmax(Q K^T / sqrt(e)) V over the tokens of each example; (N, d), or (B, d) with `cls_only`."""
         if self.device.type == "cpu":
-            return _attend_one_by_one(query, key, value, rows, cls_only)
+            return _attend_by_example(query, key, value, rows, cls_only)
         query, key, value = (x.unflatten(0, (len(rows.counts), -1)).transpose(1, 2) for x in (query, key, value))
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.mask)  # (B, h, T or 1, e)
         return context.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -147,7 +150,7 @@ class FrozenRanker:
         return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
     def _linear(self, *parts: nn.Linear) -> Map:
-        """Linear maps of one input as one product."""
+        """Linear maps of the same input, as one matmul."""
         weight = torch.cat([part.weight.detach() for part in parts])  # (out, in)
         bias = torch.cat([part.bias.detach() for part in parts])
         if self._int8:
@@ -168,40 +171,42 @@ class FrozenRanker:
         )
 
 
-def _attend_one_by_one(
+def _attend_by_example(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: _Rows, cls_only: bool
 ) -> torch.Tensor:
-    """An example at a time, in order, so that its scores stay in the processor's cache.
+    """Attends in one example at a time, so that its scores stay in the cache of the processor.
 
-    Rounded up, it takes in rows of the next: as keys they weigh 0, and their context is written again.
+    Sizes are rounded up, so an example also takes rows of the next one. As keys these have weight 0. As queries their
+    context is overwritten by the next example.
     """
-    context = torch.zeros_like(query, memory_format=torch.contiguous_format)  # spare rows stay finite
+    context = torch.zeros_like(query, memory_format=torch.contiguous_format)  # zeros: the extra rows must stay finite
     query = query / math.sqrt(query.shape[-1])
     for b, (start, count, length) in enumerate(zip(rows.starts, rows.counts, rows.lengths, strict=True)):
-        asking = slice(b, b + 1) if cls_only else slice(start, start + count + -count % _KEYS)
-        wide = slice(start, start + length + -length % _KEYS)
-        q, k, v = (x.transpose(0, 1) for x in (query[asking], key[wide], value[wide]))  # (h, T or 1, e), (h, K, e)
+        rows_q = slice(b, b + 1) if cls_only else slice(start, start + count + -count % _KEYS)
+        rows_k = slice(start, start + length + -length % _KEYS)
+        q, k, v = (x.transpose(0, 1) for x in (query[rows_q], key[rows_k], value[rows_k]))  # (h, T or 1, e), (h, K, e)
         scores = torch.bmm(q, k.transpose(1, 2))  # (h, T or 1, K)
         scores[..., length:] = float("-inf")
-        context[asking] = torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1)
+        context[rows_q] = torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1)
     return context.flatten(1)
 
 
 def _linear_for_processor(weight: torch.Tensor, bias: torch.Tensor) -> Map:
-    """A linear map, its weight laid out for the processor where torch can: a tenth to a fifth faster on a CPU."""
-    onednn = torch.ops.mkldnn  # what torch's compiler calls as well
-    can_multiply = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
-    if weight.device.type == "cpu" and can_multiply and hasattr(onednn, "_linear_pointwise"):
+    """A linear map with a pre-packed weight if torch has a matmul for it. This is 10 to 20% faster on a CPU."""
+    onednn = torch.ops.mkldnn  # torch.compile uses the same operators
+    has_matmul = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
+    if weight.device.type == "cpu" and has_matmul and hasattr(onednn, "_linear_pointwise"):
         packed = onednn._reorder_linear_weight(weight, None)
         return lambda x: onednn._linear_pointwise(x, packed, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)
 
 
 def _quantized_linear(weight: torch.Tensor, bias: torch.Tensor) -> Map:
+    """A linear map with its weight in 8 bits. The input is quantized at each call."""
     scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / 127  # (out,)
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     with warnings.catch_warnings():
-        # Torch means to drop these tensors one day; nothing else of its own quantizes the inputs within the product.
+        # Deprecated, but torch has no other matmul that also quantizes its input.
         warnings.simplefilter("ignore", UserWarning)
         quantized = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(quantized, bias.float())

@@ -1,9 +1,10 @@
-"""The losses of Simplified TinyBERT (Chen et al., ECIR 2021, arXiv 2009.07531) as they were published.
+"""The losses of Simplified TinyBERT (Chen et al., ECIR 2021, arXiv 2009.07531), as published.
+
+All losses are computed in float32, and are float32 scalars. A mean is over all elements, padding included, as
+published. `ignore_padding` is another objective: a mean over the tokens of each example without its padding (for
+attention scores: over queries and keys without padding), then over the examples.
 
 Letters in shapes: B batch, T tokens (padding included), d hidden size, h heads, e head size; s student, t teacher.
-All means are over all elements, padding included, as published; where padding is ignored, which is another objective,
-over the real tokens of each example (of attention scores, real queries times real keys) and then over the examples. All
-losses are computed in float32 and returned as float32 scalars.
 """
 
 import math
@@ -14,14 +15,14 @@ import torch.nn.functional as F
 
 QueriesKeys = tuple[torch.Tensor, torch.Tensor]  # (B, h, T, e) each
 
-# Scores at or below this count 0 in the attention loss, which is how the published code keeps padding out of it.
+# The attention loss sets scores at or below this to 0. The published code excludes padded keys in this way.
 SCORE_FLOOR = -100.0
 
 
 def teacher_layers(student_depth: int, teacher_depth: int) -> list[int]:
-    """The uniform map k*m, k = N/M, for student layers m = 0 (embeddings) to M (TinyBERT, Jiao et al. 2020, eq. 6).
+    """The teacher layers k*m, k = N/M, for the student layers m = 0 (embeddings) to M.
 
-    Raises ValueError where the depths do not divide.
+    TinyBERT (Jiao et al. 2020) eq. 6. Raises ValueError if the student's depth M does not divide the teacher's depth N.
     """
     if teacher_depth % student_depth:
         raise ValueError(f"a student of {student_depth} layers does not divide a teacher of {teacher_depth}")
@@ -36,16 +37,17 @@ def attention_loss(
 ) -> torch.Tensor:
     """Sum over layer pairs of mean((S_s - S_t)^2), S = Q K^T / sqrt(e) + mask, scores <= -100 set to 0 in both first.
 
-    TinyBERT eq. 7. `attention_mask`: (B, T), 0 on padded keys, whose scores are below -100 by the mask of -10000.
+    TinyBERT eq. 7. `attention_mask`: (B, T), 0 on padded keys. The mask adds -10000 to their scores, so they become 0.
 
-    With A = [Q_s/sqrt(e_s), -Q_t/sqrt(e_t)] and B = [K_s, K_t], padded rows of B zeroed, the sum of squares of a head
-    is ||A B^T||^2 = <A^T A, B^T B>: two matrices of head size instead of scores of T x T. That holds while no real
-    score is <= -100, which max|q| max|k| / sqrt(e) < 100 proves; a batch where it does not takes the direct form.
+    Let A = [Q_s/sqrt(e_s), -Q_t/sqrt(e_t)] and B = [K_s, K_t], with zeros in the padded rows of B. The sum of squares
+    of a head is then ||A B^T||^2 = <A^T A, B^T B>: Gram matrices of head size instead of T x T scores. This is exact if
+    no score of a real key is <= -100, which the bound max|q| max|k| / sqrt(e) < 100 proves. A batch that exceeds the
+    bound is computed from its scores.
     """
     with torch.autocast(attention_mask.device.type, enabled=False):
         real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
         pairs = list(zip(student, teacher, strict=True))
-        # the bound is the one number of the losses that is read off the device
+        # the losses copy only this number from the device to the CPU
         bound = torch.stack([_bound_of_scores(q.detach(), k.detach(), real) for pair in pairs for q, k in pair]).amax()
         sum_of_squares = _sum_of_squares_by_gram if bound < -SCORE_FLOOR else _sum_of_squares_by_scores
         heads, tokens = student[0][0].shape[1:3]
@@ -58,16 +60,16 @@ def attention_loss(
 
 
 def _bound_of_scores(query: torch.Tensor, key: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """No score of a real key is larger in magnitude (Cauchy-Schwarz)."""
+    """An upper bound of the magnitude of all scores of real keys, by the Cauchy-Schwarz inequality."""
     norms = (query.float().norm(dim=-1), (key.float() * real).norm(dim=-1))
     return norms[0].amax() * norms[1].amax() / math.sqrt(query.shape[-1])
 
 
 class _SumOfSquaresByGram(torch.autograd.Function):
-    """Of the differences between scores, (B,). `real`: (B, 1, T, 1), 0 on padding.
+    """The sums of squared differences between the scores, (B,), by Gram matrices. `real`: (B, 1, T, 1), 0 on padding.
 
-    A and B are made again in the backward pass, so that only Q, K and the small Gram matrices are kept; the gradient of
-    <A^T A, B^T B> is 2 A (B^T B) for A and 2 B (A^T A) for B, of which the student's columns are wanted.
+    Only Q, K and the small Gram matrices are saved. The backward pass computes A and B again. The gradients of
+    <A^T A, B^T B> are 2 A (B^T B) for A and 2 B (A^T A) for B; the student needs its own columns of them.
     """
 
     @staticmethod
@@ -79,7 +81,7 @@ class _SumOfSquaresByGram(torch.autograd.Function):
         real: torch.Tensor,
         ignore_padding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Upcast once: low-precision Gram products lose the gradient.
+        # In float32: Gram matrices in half precision lose the gradient.
         scaled_s, scaled_t = (query.float() / math.sqrt(query.shape[-1]) for query in (query_s, query_t))
         a = torch.cat([scaled_s, -scaled_t], dim=-1)  # (B, h, T, e_s + e_t)
         b = torch.cat([key_s.float(), key_t.float()], dim=-1) * real  # (B, h, T, e_s + e_t)
@@ -116,7 +118,7 @@ def _sum_of_squares_by_scores(
     real: torch.Tensor,
     ignore_padding: bool,
 ) -> torch.Tensor:
-    """The same in the published form."""
+    """The same sums by the scores, as published."""
     mask = (1.0 - real.transpose(-1, -2).float()) * -10000.0  # (B, 1, 1, T)
 
     def scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -138,7 +140,8 @@ def hidden_states_loss(
 ) -> torch.Tensor:
     """Sum over layer pairs of mean((fit_dense(H_s) - H_t)^2), H: (B, T, d_s) and (B, T, d_t). TinyBERT eq. 8 and 9.
 
-    `fit_dense`: one linear map from d_s to d_t for all layers. `real`: the (B, T) attention mask, to ignore padding.
+    `fit_dense` is one linear map from d_s to d_t for all layers. `real` is the (B, T) attention mask if padding is
+    ignored.
     """
 
     def mean_square(h_s: torch.Tensor, h_t: torch.Tensor) -> torch.Tensor:
@@ -154,7 +157,7 @@ def hidden_states_loss(
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """mean over batch AND classes of -softmax(z_t / temp) * log_softmax(z_s / temp), z: (B, 2). TinyBERT eq. 10.
 
-    As published: no factor temp^2 (Hinton et al. 2015), and half of what a mean over the batch alone gives.
+    As published, there is no factor temp^2 (Hinton et al. 2015). The mean over classes halves the usual cross-entropy.
     """
     targets = torch.softmax(teacher_logits.float() / temperature, dim=-1)
     return (-targets * torch.log_softmax(student_logits.float() / temperature, dim=-1)).mean()

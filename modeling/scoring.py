@@ -1,4 +1,4 @@
-"""What a ranker thinks of many pairs: batches of like length, shared among processes, and a softmax in float64."""
+"""Scores of many pairs: length-bucketed batches, split among the ranks, and a softmax in float64."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,14 +11,15 @@ from runtime.distributed import all_reduce, rank, world_size
 
 
 def pairs_at_a_time(device: torch.device) -> int:
-    """How many pairs of full length are scored at a time, unless somebody says otherwise."""
+    """The default batch size, in pairs of full length."""
     return 16 if device.type == "cpu" else 512
 
 
 def batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Examples of like length, longest first, as many at a time as fill `tokens` with their padding, but at least one.
+    """Length-bucketed batches, longest examples first. A batch has at most `tokens` tokens, or one example.
 
-    A score does not depend on padding, and less of it is less work. `lengths`: (n,); yields indices.
+    Padding counts as tokens. Examples of similar length have little padding, so there is less work; scores do not
+    change. `lengths`: (n,). Yields the indices of each batch.
     """
     longest_first = np.argsort(-lengths, kind="stable")
     first = 0
@@ -35,10 +36,10 @@ def relevance_scores(
     batch_tokens: int,
     bar: tqdm,
 ) -> tuple[np.ndarray, int]:
-    """P(class 1) of examples, (n,) float64, the same in every process, and how many of them this process computed.
+    """Returns P(class 1) of n examples, (n,) float64, equal on all ranks, and the number of examples of this rank.
 
-    `lengths`: (n,) tokens each; `batch_of`: pads the examples of some indices; `bar` moves on by each batch. The
-    softmax is taken in float64, since in float32 it reaches exactly 1 at a logit gap of 17.
+    `lengths`: (n,), the tokens of each example. `batch_of` returns the padded arrays of the examples at some indices.
+    `bar` advances with each batch. The softmax is in float64: in float32 it is exactly 1 from a logit gap of 17 on.
     """
     logits = torch.zeros((len(lengths), 2), device=model.device)
     scored = 0
@@ -49,5 +50,5 @@ def relevance_scores(
         batch = {name: torch.from_numpy(array) for name, array in batch_of(chosen).items() if name != "labels"}
         logits[torch.from_numpy(chosen).to(model.device)] = model(**batch).logits
         scored += len(chosen)
-    logits = all_reduce(logits)  # each pair's are computed once, so that their sum is what they are
+    logits = all_reduce(logits)  # a sum: each pair has its logits on one rank, and 0 on the others
     return torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy(), scored

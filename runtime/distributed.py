@@ -1,6 +1,6 @@
-"""Several processes that share one job, as torchrun starts them. Without torchrun there is one, and nothing here costs.
+"""torch.distributed, as torchrun starts it: several processes share one job. Without torchrun nothing here costs time.
 
-Process 0 alone writes and speaks. On GPUs each process has one of its own.
+Only rank 0 writes files and prints. On GPUs each process has its own.
 """
 
 import contextlib
@@ -17,33 +17,33 @@ from runtime.device import DeviceError, device_name
 from runtime.errors import InputError
 from runtime.ranks import exit_after_the_first, rank, world_size
 
-_BUCKET_NUMBERS = 1 << 24  # from so many on, gradients are summed: few calls, and no copy of all at once
+_BUCKET_NUMBERS = 1 << 24  # gradients that one all_reduce sums: few calls, and no copy of all at once
 
 
 class ProcessError(InputError):
-    """Another process is gone, and not for an error that it could report."""
+    """Another process has ended without an error that it could report."""
 
 
-def rank_zero_only(main: Callable[[], None]) -> Callable[[], None]:
-    """A script's `main` for several processes: what those after the first print or log goes nowhere.
+def rank_zero_only(main: Callable[..., None]) -> Callable[..., None]:
+    """A script's `main` for several processes: only rank 0 prints and logs.
 
-    An error is raised in one process alone, the first that meets it. The others, which meet the same mistake or wait in
-    vain for that one, end without a word.
+    Only the first process that meets an error reports it. The others, which meet the same error or wait for that
+    process, end without a message.
     """
     if world_size() == 1:
         return main
 
-    def run() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that waits for the others would see no exception; see join
-        store = next(dist.rendezvous("env://"))[0]  # torchrun keeps it, so it outlives any of its processes
+    def run(*args: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # see init_process_group
+        store = next(dist.rendezvous("env://"))[0]  # of torchrun, so it outlives all of its processes
         try:
             with contextlib.ExitStack() as stack:
                 if rank() > 0:
                     nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                     stack.enter_context(contextlib.redirect_stdout(nowhere))
                     stack.enter_context(contextlib.redirect_stderr(nowhere))
-                main()
-        except SystemExit as done:  # argparse has spoken in process 0, or torchrun ends this one
+                main(*args)
+        except SystemExit as done:  # rank 0 has reported the error, or torchrun ends this process
             if done.code and rank() > 0:
                 exit_after_the_first(done.code)
             raise
@@ -65,9 +65,9 @@ def _is_first_error(store: "dist.Store") -> bool:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: where several run on GPUs, the one with its number on this machine.
+    """The device of this process: of several on GPUs, the GPU with its local rank.
 
-    Raises DeviceError where they would have to share one.
+    Raises DeviceError if they would share one.
     """
     if world_size() == 1 or device.type == "cpu":
         return device
@@ -80,27 +80,28 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def devices_name(device: torch.device) -> str:
-    """For logs: where this process runs, the first of so many."""
+    """The device of this process, and how many processes there are, for logs."""
     name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} processes, the first on {name}"
 
 
-def join(device: torch.device) -> None:
-    """Returns when all processes are here; from then on they can exchange what is on `device`."""
+def init_process_group(device: torch.device) -> None:
+    """Returns when all processes are here. From then on they can exchange tensors on `device`."""
     if world_size() == 1:
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    all_reduce(torch.zeros(1, device=device))  # also waits, which starting a group need not do
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    all_reduce(torch.zeros(1, device=device))  # a barrier, which init_process_group alone is not
     if device.type == "cpu":
-        # So torchrun ends a process; as an exception it leaves nothing half written. One that waits for a GPU would not
-        # see it, and is ended at once.
+        # torchrun ends a process by SIGTERM; an exception leaves no partial files. A process that waits for a GPU
+        # cannot raise it, and ends at once.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-    """Replaces a tensor by its sum over all processes, and returns it. Raises ProcessError where one is gone."""
+    """Replaces a tensor by its sum over all processes, and returns it. Raises ProcessError if one has ended."""
     if world_size() > 1:
         try:
             dist.all_reduce(tensor)
@@ -110,7 +111,7 @@ def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replaces each gradient by its sum over all processes; each has the same parameters with one."""
+    """Replaces each gradient by its sum over all processes. The same parameters have one in each."""
     if world_size() == 1:
         return
     bucket, numbers = [], 0
@@ -127,7 +128,7 @@ def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def all_gather(value: object) -> list:
-    """The values of all processes, by their numbers. Raises ProcessError where one is gone."""
+    """The values of all processes, by rank. Raises ProcessError if one has ended."""
     values = [value] * world_size()
     if world_size() > 1:
         try:
@@ -137,14 +138,14 @@ def all_gather(value: object) -> list:
     return values
 
 
-def costs(count: int, unit: str, seconds: float, device: torch.device) -> list[str]:
-    """What each of several processes did in so many seconds, a line a process; none where there is one.
+def process_reports(count: int, unit: str, seconds: float, device: torch.device) -> list[str]:
+    """A line about the work of each process; none if there is one process.
 
-    `count`: this process's part, in `unit`. Memory is the most that the process held, resident or on its GPU.
+    `count`: the part of this process, in `unit`. Memory is the peak of the process, resident or on its GPU.
     """
     if world_size() == 1:
         return []
-    import resource  # late, since Windows has none
+    import resource  # late, because Windows has none
 
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -152,7 +153,7 @@ def costs(count: int, unit: str, seconds: float, device: torch.device) -> list[s
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     line = (
         f"process {rank()}: {count} {unit} in {seconds:.1f} s, {count / seconds:.1f} {unit}/s, "
-        f"{time.process_time():.1f} s of processor time since its start, at most {peak / 1e9:.2f} GB, "
+        f"{time.process_time():.1f} s of CPU time since its start, at most {peak / 1e9:.2f} GB, "
         f"{device_name(device)}"
     )
     return all_gather(line)

@@ -29,7 +29,8 @@ from tiny import (
 from benchmarks import reference
 from formats.features import Features
 from model_tools.tf_checkpoint import Converted, convert_variables, variable_name
-from modeling.model_files import ModelFileError, load_ranker, missing_heads, read_config
+from modeling.model_files import ModelFileError, load_ranker, missing_heads
+from modeling.model_reader import read_config
 from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
 SCRIPT = "model_tools/convert_tf_checkpoint.py"

@@ -27,7 +27,8 @@ MOST_SECONDS = 2
 CHILD = r"""
 import json, sys, time
 import torch
-from modeling.model_files import ModelFileError, initial_ranker, load_ranker, new_ranker
+from modeling.general_student import initial_ranker
+from modeling.model_files import ModelFileError, load_ranker
 from tokenization.vocabulary import VocabularyError, load_vocabulary, saved_lower_case
 
 def measure(name):

@@ -19,8 +19,9 @@ from benchmarks import reference
 from distill import LOSSES, distillation_losses, set_weights
 from formats.features import Features
 from modeling import losses
+from modeling.general_student import make_fit_dense
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
-from modeling.model_files import load_ranker, make_fit_dense
+from modeling.model_files import load_ranker
 
 BATCH, HEADS, TOKENS, STUDENT_HEAD, TEACHER_HEAD = 2, 3, 5, 4, 7
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

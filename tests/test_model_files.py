@@ -23,7 +23,8 @@ from tiny import (
 
 from benchmarks import reference
 from formats.features import Features, FeaturesHeader
-from modeling.model_files import ModelFileError, check_reads_features, load_ranker, make_fit_dense, save_ranker
+from modeling.general_student import make_fit_dense
+from modeling.model_files import ModelFileError, check_reads_features, load_ranker, save_ranker
 from tokenization.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
 
 
@@ -290,7 +291,7 @@ def config_refused(directory: Path, settings: object, *parts: str) -> None:
 
 def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
     settings = bert_config(STUDENT, num_attention_heads=5)
-    config_refused(tmp_path / "m", settings, "hidden size 12 is no multiple of 5 heads")
+    config_refused(tmp_path / "m", settings, "hidden_size 12 is not a multiple of the 5 attention heads")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         weights["bert.encoder.layer.4.intermediate.dense.weight"][39, 23] = value
         for write in (write_published, write_transformers):
             directory = write(tmp_path / f"{value} {write.__name__}", TEACHER, weights)
-            refused(directory, "bert.encoder.layer.4.intermediate.dense.weight is not finite")
+            refused(directory, "'bert.encoder.layer.4.intermediate.dense.weight' is not finite")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

@@ -1,28 +1,23 @@
-"""What a run of distill.py writes about its course, and the picture of it."""
+"""The files that tell the course of a training run, and the picture of its curves."""
 
 import json
 from pathlib import Path
 
 from formats.atomic import atomic_write
+from training.terms import TERMS
 
 LOSS_FILE = "train_loss.jsonl"
 DEV_FILE = "dev_eval.jsonl"
-SPEED_FILE = "speed.jsonl"  # which no other run gives again, so it is none of the files above
+SPEED_FILE = "speed.jsonl"  # not reproducible, so apart from the other two
 PICTURE = "training_curves.png"
 
-# The total and its terms, which stand without their weights. Told apart also by those who see fewer colours (Okabe and
-# Ito 2008).
-_LOSSES = {
-    "loss": ("total", "black"),
-    "att_loss": ("attention scores", "#0072b2"),
-    "rep_loss": ("hidden states", "#e69f00"),
-    "soft_loss": ("soft labels", "#009e73"),
-    "hard_loss": ("hard labels", "#cc79a7"),
-}
+# Key in train_loss.jsonl: legend and color. The terms are drawn without their weights.
+_LOSSES = {"loss": ("total", "black")} | {f"{term.name}_loss": (term.meaning, term.color) for term in TERMS}
+_COLOR = TERMS[0].color  # of the other curves
 
 
 def read_lines_until(path: Path, last_step: float = float("inf")) -> list[dict]:
-    """The lines of one of the files up to an update; none where it is not there, and none from a damaged one on."""
+    """The lines of one of the files up to a step. Stops at a damaged line; a missing file has no lines."""
     lines: list[dict] = []
     try:
         for line in path.read_text("utf-8").splitlines():
@@ -36,9 +31,9 @@ def read_lines_until(path: Path, last_step: float = float("inf")) -> list[dict]:
 
 
 def used_losses(rows: list[dict]) -> list[str]:
-    """The names of the losses that lines are about: the terms in use, and their total if it is not the only one.
+    """The names of the losses that are not 0: the terms in use, and the total unless it equals the only term.
 
-    Lines of updates that float16 skipped hold None and say nothing.
+    Lines hold None if float16 skipped all of their steps.
     """
     terms = [name for name in _LOSSES if name != "loss" and any(row[name] for row in rows)]
     is_total = len(terms) == 1 and all(row[terms[0]] == row["loss"] for row in rows)
@@ -46,14 +41,14 @@ def used_losses(rows: list[dict]) -> list[str]:
 
 
 def write_training_curves(directory: Path) -> bool:
-    """Draws losses, learning rate, dev measure and throughput over the updates into `PICTURE`, out of the files alone.
+    """Draws losses, learning rate, dev measure and throughput over the steps into `PICTURE`, from the files only.
 
-    Returns whether there are the two lines of losses that a curve needs. Raises ImportError without matplotlib.
+    Returns False if there are fewer than two lines of losses. Raises ImportError without matplotlib.
     """
     losses, dev, speed = (read_lines_until(directory / name) for name in (LOSS_FILE, DEV_FILE, SPEED_FILE))
     if len(losses) < 2:
         return False
-    from matplotlib.figure import Figure  # late: most of a run's time to start would be for this
+    from matplotlib.figure import Figure  # late: it takes long to import
 
     height_ratios = [2, 1] + [1.4] * bool(dev) + [1] * bool(speed)
     figure = Figure(figsize=(8, 1.7 * sum(height_ratios)), dpi=110, layout="constrained")
@@ -66,21 +61,21 @@ def write_training_curves(directory: Path) -> bool:
         label, color = _LOSSES[name]
         values = [row[name] or float("nan") for row in losses]  # a logarithm has no 0
         axes.plot(steps, values, label=label, color=color, linewidth=1.8 if name == "loss" else 1.2)
-    axes.set_title(f"{directory.resolve().name}: training over updates", pad=26)
+    axes.set_title(f"{directory.resolve().name}: training", pad=26)
     axes.set(ylabel="loss", yscale="log")
     axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     axes = next(remaining)
-    axes.plot(steps, [row["learning_rate"] for row in losses], color=_LOSSES["att_loss"][1])
+    axes.plot(steps, [row["learning_rate"] for row in losses], color=_COLOR)
     axes.set(ylabel="learning rate", ylim=(0, None))
     axes.yaxis.set_major_formatter("{x:g}")
 
     if dev:
         axes = next(remaining)
-        color = _LOSSES["att_loss"][1]
+        color = _COLOR
         axes.plot([row["global_step"] for row in dev], [row["value"] for row in dev], "o-", markersize=3, color=color)
         best = next(row for row in dev if row["global_step"] == dev[-1]["best_step"])
-        label = f"best: {best['value']:.4f} after update {best['global_step']:,}"
+        label = f"best: {best['value']:.4f} after step {best['global_step']:,}"
         mark = {"marker": "o", "markersize": 9, "fillstyle": "none", "linestyle": "none", "color": "#d55e00"}
         axes.plot([best["global_step"]], [best["value"]], **mark, markeredgewidth=1.6, label=label)
         axes.set(ylabel=f"dev {dev[-1]['measure']}")
@@ -90,7 +85,7 @@ def write_training_curves(directory: Path) -> bool:
     if speed:
         axes = next(remaining)
         rates = [row["examples_per_second"] for row in speed]
-        axes.plot([row["global_step"] for row in speed], rates, color=_LOSSES["att_loss"][1])
+        axes.plot([row["global_step"] for row in speed], rates, color=_COLOR)
         axes.set(ylabel="examples/s", ylim=(0, None))
 
     for axes in all_axes:
@@ -98,7 +93,7 @@ def write_training_curves(directory: Path) -> bool:
             axes.axvline(best["global_step"], color="#d55e00", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    all_axes[-1].set(xlabel="updates", xlim=(0, None))
+    all_axes[-1].set(xlabel="steps", xlim=(0, None))
     all_axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels(all_axes)

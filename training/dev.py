@@ -1,41 +1,41 @@
-"""The measure of a ranker that is still learning, on pairs that it does not learn from."""
+"""The dev measure: the student re-ranks pairs that it is not trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from tqdm import tqdm
+
 from evaluation.aggregation import max_p
-from evaluation.measures import Qrels, canonical_name, mean_measure
+from evaluation.measures import Qrels, mean_measure
 from formats.features import FeaturesHeader, check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, split_passage_id
 from formats.trec import read_qrels, written_scores
+from modeling.bert import BertRanker
+from modeling.frozen import FrozenRanker
+from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.errors import InputError
+
+PAIRS_AT_A_TIME = 128  # at most, because a GPU's memory also holds the training
 
 
 class DevPairs(NamedTuple):
-    """Pairs to re-rank, and what they are judged by."""
+    """Pairs to re-rank, their relevance judgments and the measure."""
 
     features_file: Path
     count: int
     qrels: Qrels
     measure: str
-    notes: list[str]  # what a user should know of them
-
-
-def check_measure(name: str) -> None:
-    """Raises InputError for a measure that is not known."""
-    try:
-        canonical_name(name)
-    except ValueError as error:
-        raise InputError(f"--dev_measure: {error}") from None
+    notes: list[str]  # warnings for the user
 
 
 def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: FeaturesHeader) -> DevPairs:
-    """Reads what `--dev_features_file` and `--dev_qrels` name once, so that a fault is found before any work.
+    """Reads `--dev_features_file` and `--dev_qrels` once, to find errors before the training.
 
-    Raises InputError for a fault of either, naming its place, for features that were made otherwise than those to
-    train with, and for judgements of other queries.
+    Raises InputError for an error in either file, for features that do not match the training features `train`, and
+    for judgments of other queries.
     """
     header, count = check_pairs(features_file, "--dev_features_file")
     for name in ("max_seq_length", "do_lower_case", "vocab_size", "vocab_sha256"):
@@ -55,20 +55,43 @@ def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: F
     notes: list[str] = []
     qrels = read_qrels(qrels_file, notes.append)
     if len(notes) > 1:
-        notes = [f"{len(notes)} contradictory judgements, of which the higher relevance holds: {notes[0]}"]
+        notes = [f"{len(notes)} contradictory judgments, the higher relevance is used: {notes[0]}"]
     unjudged = sum(query_id not in qrels for query_id in query_ids)
     if unjudged == len(query_ids):
         raise InputError(f"--dev_qrels: {qrels_file} and {features_file} share no query; are they of one collection?")
     if unjudged:
-        notes.append(f"{features_file}: {unjudged} of {len(query_ids)} queries have no judgements in {qrels_file}")
+        notes.append(f"{features_file}: {unjudged} of {len(query_ids)} queries have no judgments in {qrels_file}")
     return DevPairs(features_file, count, qrels, measure, notes)
 
 
 def measure_of(dev: DevPairs, passages: Iterable[PassageScore]) -> float:
-    """The mean measure of documents that are ranked by their best passages, from their scores as a run holds them."""
+    """The mean measure over queries. Documents are ranked by their best passages, with scores as a run file holds them."""
     run: dict[str, dict[str, list[float]]] = {}
     for query_id, passage_id, score in passages:
         doc_id, _ = split_passage_id(passage_id)
         run.setdefault(query_id, {}).setdefault(doc_id, []).append(score)
     best = {query_id: {doc_id: max_p(s) for doc_id, s in documents.items()} for query_id, documents in run.items()}
     return mean_measure(dev.measure, dev.qrels, {query_id: written_scores(scores) for query_id, scores in best.items()})
+
+
+def dev_measure(dev: DevPairs, student: BertRanker, precision: str, max_seq_length: int) -> float:
+    """The measure of a student during its training, scored as rerank.py scores it, in the precision of training.
+
+    Does not change the student or the RNG states. Raises InputError for a score that is not finite.
+    """
+    model = FrozenRanker(student, precision)
+    batch_tokens = min(pairs_at_a_time(model.device), PAIRS_AT_A_TIME) * max_seq_length
+
+    def passages() -> Iterator[PassageScore]:
+        with tqdm(total=dev.count, desc="dev pairs", unit=" passages", disable=None, leave=False) as bar:
+            for block in read_blocks(dev.features_file):
+                scores, _ = relevance_scores(model, block.lengths(), block.batch, batch_tokens, bar)
+                if not np.isfinite(scores).all():
+                    raise InputError(
+                        f"the student gives a dev pair a score that is not finite in {precision}; use "
+                        "--precision fp32, or lower --learning_rate"
+                    )
+                for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
+                    yield PassageScore(*split_example_id(example_id), score)
+
+    return measure_of(dev, passages())

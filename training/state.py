@@ -1,10 +1,13 @@
-"""What a training run is made of between two updates, so that going on from it gives the bytes of never having stopped.
+"""The state of a training run between two steps. A run that resumes from it gives the same bytes as one without a stop.
 
-One safetensors file: all trained parameters, BertAdam's m and v, the generators of dropout; and in its metadata, as
-JSON, the numbers that are not tensors.
+One safetensors file holds all trained parameters, BertAdam's m and v, and the RNG states of dropout. Its metadata holds
+the numbers that are not tensors, as JSON.
 """
 
+import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ from torch import nn
 from runtime.distributed import rank
 from runtime.errors import InputError
 from training.optimizer import BertAdam
+from training.terms import LOSSES
 
 FILE_NAME = "training_state.safetensors"
 
@@ -24,20 +28,55 @@ class TrainingStateError(InputError):
     """A training state that does not fit the run. The message names the file."""
 
 
+@dataclasses.dataclass
+class Progress:
+    """How far a run is. `sums`: of the losses in `LOSSES` over the `num_summed` steps since the last loss line."""
+
+    global_step: int = 0
+    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * len(LOSSES))
+    num_summed: int = 0
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+
+    def add(self, step: int, losses: Sequence[float], made: bool) -> None:
+        """Counts a step. `losses` that are not finite are not summed; a step that was not `made` is skipped."""
+        self.global_step = step
+        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
+        if all(map(math.isfinite, losses)):
+            self.sums = [total + loss for total, loss in zip(self.sums, losses, strict=True)]
+            self.num_summed += 1
+
+    def add_dev(self, value: float) -> bool:
+        """Counts a dev evaluation; returns whether it is the best one until now."""
+        is_best = self.best_value is None or value > self.best_value
+        if is_best:
+            self.best_step, self.best_value = self.global_step, value
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        return is_best
+
+    def take_mean_losses(self) -> dict[str, float | None]:
+        """The mean losses since the last call; None if all steps since then were skipped."""
+        means = [total / self.num_summed if self.num_summed else None for total in self.sums]
+        self.sums, self.num_summed = [0.0] * len(LOSSES), 0
+        return dict(zip(LOSSES, means, strict=True))
+
+
 class Training(NamedTuple):
-    """What changes in training. `trained`: student and, where the method has it, `fit_dense`."""
+    """What training changes. `trained`: the student, and `fit_dense` if the method has it."""
 
     trained: nn.Module
     optimizer: BertAdam
     scaler: torch.amp.GradScaler
 
     def parameters_with_moments(self) -> list[tuple[str, nn.Parameter]]:
-        """Those that have been updated: a parameter without gradients has no m and v."""
+        """The parameters with m and v: those that had a gradient."""
         return [(name, p) for name, p in self.trained.named_parameters() if self.optimizer.state[p]]
 
 
 def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states, uint8, of the generators that this process draws dropout from."""
+    """The RNG states, uint8, of dropout in this process."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -45,11 +84,11 @@ def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def save_training_state(
-    directory: Path, training: Training, generators: list[dict[str, torch.Tensor]], progress: dict
+    directory: Path, training: Training, generators: list[dict[str, torch.Tensor]], progress: Progress, notes: dict
 ) -> None:
-    """Writes the state into a directory. `generators`: `rng_states` of all processes; `progress`: for JSON.
+    """Writes the state into a directory. `generators`: `rng_states` of all processes; `notes`: more for JSON.
 
-    Raises TrainingStateError, before anything is written, where a parameter or a moment is not finite.
+    Raises TrainingStateError, before anything is written, if a parameter or a moment is not finite.
     """
     tensors = {f"trained.{name}": tensor for name, tensor in training.trained.state_dict().items()}
     for name, parameter in training.parameters_with_moments():
@@ -57,24 +96,24 @@ def save_training_state(
     for number, own in enumerate(generators):
         tensors |= {f"generator.{number}.{name}": state for name, state in own.items()}
     numbers = {
-        "progress": progress,
+        "progress": dataclasses.asdict(progress) | notes,
         "optimizer_step": training.optimizer.param_groups[0]["step"],
         "scaler": training.scaler.state_dict(),
     }
     saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in saved.items():
         if not tensor.isfinite().all():
-            raise TrainingStateError(f"no checkpoint is saved, since {name} is not finite; lower --learning_rate")
+            raise TrainingStateError(f"no checkpoint is saved, because {name} is not finite; lower --learning_rate")
     directory.joinpath(FILE_NAME).write_bytes(safetensors.torch.save(saved, {"state": json.dumps(numbers)}))
 
 
-def read_progress(directory: Path) -> dict:
-    """The `progress` that was saved. Raises TrainingStateError."""
+def read_notes(directory: Path) -> dict:
+    """Returns the `notes` and the progress that were saved, in one dict. Raises TrainingStateError."""
     return _read_numbers(directory / FILE_NAME)["progress"]
 
 
-def load_training_state(directory: Path, training: Training, device: torch.device) -> dict:
-    """Puts a saved state into a run of the same kind and returns its `progress`. Raises TrainingStateError."""
+def load_training_state(directory: Path, training: Training, device: torch.device) -> Progress:
+    """Loads a saved state into a run with the same settings; returns its progress. Raises TrainingStateError."""
     path = directory / FILE_NAME
     numbers = _read_numbers(path)
     try:
@@ -93,9 +132,9 @@ def load_training_state(directory: Path, training: Training, device: torch.devic
         torch.set_rng_state(saved[f"generator.{rank()}.cpu"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved[f"generator.{rank()}.cuda"], device)
+        return Progress(**{field.name: numbers["progress"][field.name] for field in dataclasses.fields(Progress)})
     except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise TrainingStateError(f"{path} is not the state of such a run ({error!r})") from None
-    return numbers["progress"]
 
 
 def _read_numbers(path: Path) -> dict:
@@ -103,4 +142,4 @@ def _read_numbers(path: Path) -> dict:
         with safetensors.safe_open(path, "pt") as file:
             return json.loads(file.metadata()["state"])
     except (TypeError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise TrainingStateError(f"{path} is no training state ({error!r})") from None
+        raise TrainingStateError(f"{path} is not a training state ({error!r})") from None

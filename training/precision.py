@@ -1,0 +1,83 @@
+"""The precision of training: autocast, the scaler of float16's loss, and NVIDIA apex instead of both."""
+
+import contextlib
+from contextlib import AbstractContextManager
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from runtime.device import dtype_of
+from runtime.errors import InputError
+from training.optimizer import BertAdam, GradientError
+
+
+class Precision:
+    """fp32, bf16 or fp16 through torch.amp, or fp16 through an apex that still has amp.
+
+    `scaler` scales the loss in fp16, and does nothing in the other precisions and with apex. Raises InputError for
+    apex where it is not installed.
+    """
+
+    def __init__(self, name: str, device: torch.device, backend: str = "torch", apex_opt_level: str = "O1"):
+        self.name = name
+        self._apex = import_apex_amp() if backend == "apex" else None
+        self._apex_opt_level = apex_opt_level
+        uses_torch_amp = name != "fp32" and backend == "torch"
+        self._autocast = torch.autocast(device.type, dtype_of(name), enabled=uses_torch_amp)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_torch_amp and name == "fp16")
+
+    def initialize(self, trained: nn.ModuleDict, optimizer: BertAdam) -> None:
+        """Prepares modules and optimizer for apex, which changes them in place."""
+        self._optimizer = optimizer
+        if self._apex is not None:
+            self._apex.initialize(list(trained.values()), optimizer, opt_level=self._apex_opt_level)
+
+    def autocast(self) -> AbstractContextManager:
+        """Inside, matmuls have this precision."""
+        return self._autocast
+
+    def without_casts(self) -> AbstractContextManager:
+        """Inside, apex does not cast to float16. At O1 it patches torch itself, where a loss cannot prevent it."""
+        patches_torch = self._apex is not None and self._apex_opt_level == "O1"
+        return self._apex.disable_casts() if patches_torch else contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Adds the gradients of a loss. `is_last`: of the parts of an accumulated batch."""
+        if self._apex is None:
+            self.scaler.scale(loss).backward()
+            return
+        with self._apex.scale_loss(loss, self._optimizer, delay_unscale=not is_last) as scaled, self.without_casts():
+            scaled.backward()
+
+    def step(self, optimizer: BertAdam, not_finite: list[str]) -> bool:
+        """An optimization step; returns False if float16 overflowed, so that the step was skipped.
+
+        `not_finite`: the losses that are not finite. Raises GradientError, before the weights change, if a loss or a
+        gradient is not finite in another precision.
+        """
+        steps_before = optimizer.param_groups[0]["step"]
+        try:
+            if not_finite and self.name != "fp16":
+                raise GradientError(f"{', '.join(not_finite)} not finite")
+            if not not_finite or self._apex is not None:  # apex checks the gradients itself, and has to
+                self.scaler.step(optimizer)
+        except GradientError:
+            if self.name != "fp16":
+                raise
+        if not not_finite:
+            self.scaler.update()
+        optimizer.zero_grad()
+        return optimizer.param_groups[0]["step"] > steps_before
+
+
+def import_apex_amp() -> ModuleType:
+    """Returns the module apex.amp. Raises InputError where there is no apex with amp."""
+    try:
+        from apex import amp
+    except ImportError:
+        raise InputError(
+            "--fp16_backend apex: no NVIDIA apex with amp is installed (the PyPI package of that name is another "
+            "project); use --fp16_backend torch"
+        ) from None
+    return amp

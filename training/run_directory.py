@@ -1,0 +1,264 @@
+"""The output directory of a training run: checkpoints, resuming, the best checkpoint, loss lines, the student."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from formats.atomic import atomic_directory, atomic_write, remove_partial_files
+from formats.checksums import FILE_NAME as CHECKSUMS
+from formats.checksums import write_checksums
+from formats.run_file import RUN_FILE, read_run_file, write_run_file
+from modeling.model_files import save_ranker
+from runtime.distributed import all_gather, rank
+from runtime.errors import InputError
+from runtime.script import append_line
+from training import curves
+from training.checkpoints import (
+    BEST_WEIGHTS,
+    best_checkpoints,
+    checkpoint_step,
+    checkpoints,
+    newest_complete_checkpoint,
+    remove_best_checkpoint,
+    remove_checkpoint,
+)
+from training.curves import DEV_FILE, LOSS_FILE, PICTURE, SPEED_FILE, read_lines_until, used_losses
+from training.inputs import Models
+from training.state import Progress, Training, load_training_state, read_notes, rng_states, save_training_state
+
+logger = logging.getLogger(__name__)
+
+
+def check_output_dir(directory: Path, overwrite: bool, resume: bool, inputs: Iterable[str | Path | None]) -> None:
+    """Raises InputError if a run would destroy an input, or a student or checkpoints without `overwrite`.
+
+    With `resume` the directory can hold an earlier part of the run.
+    """
+    earlier = checkpoints(directory) + best_checkpoints(directory)
+    for source in filter(None, inputs):
+        path = Path(source).resolve()
+        is_lost = path == directory.resolve() or any(path.is_relative_to(one.resolve()) for one in earlier)
+        if is_lost and (overwrite or resume):
+            raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")
+    models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
+    found = [directory / name for name in models if (directory / name).exists()] + earlier
+    is_run = (directory / RUN_FILE).exists()
+    if found and not overwrite and not (resume and is_run):
+        can_resume = is_run and not read_run_file(directory)["finished"]
+        raise InputError(
+            f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; "
+            + ("pass --resume to resume it, " if can_resume else "pass ")
+            + "--overwrite to replace it, or name another directory"
+        )
+
+
+class RunDirectory:
+    """The run in an output directory, which this process has locked. Only rank 0 writes.
+
+    `settings` must be the same to resume; `contents` are those that are hashes of files. `machine` can differ, which
+    gives a warning.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], contents: Iterable[str], machine: dict[str, Any]):
+        self.path, self.settings, self.machine = path, settings, machine
+        self._contents = set(contents)
+        self._start: Path | None = None  # the checkpoint from which the run resumes
+        self._earlier: dict[str, Any] = {}  # its notes and progress
+        self._board: Any = None
+
+    def is_finished(self) -> bool:
+        """Whether the directory holds the finished run. Raises InputError if that had other settings."""
+        run = read_run_file(self.path)
+        if run["finished"]:
+            self._check_settings(run["settings"])
+        return run["finished"]
+
+    def find_checkpoint(self) -> Path | None:
+        """Chooses the newest complete checkpoint as the start. Raises InputError if it had other settings."""
+        self._start = newest_complete_checkpoint(self.path)
+        if self._start is not None:
+            self._earlier = read_notes(self._start)
+            self._check_settings(self._earlier["settings"])
+            if self._earlier["machine"] != self.machine:
+                earlier = self._earlier["machine"]
+                logger.warning("until now the run was on %s, now on %s: rounding may differ", earlier, self.machine)
+        return self._start
+
+    def _check_settings(self, earlier: dict[str, Any]) -> None:
+        differences = []
+        for name, value in self.settings.items():
+            if earlier.get(name) != value:
+                values = "other content" if name in self._contents else f"{earlier.get(name)} there, {value} here"
+                differences.append(f"{'' if name == 'num_processes' else '--'}{name} ({values})")
+        if differences:
+            raise InputError(
+                f"--resume: the run in {self.path} differs in {', '.join(differences)}; give the flags and files of "
+                "that run, pass --overwrite instead to start anew, or name another --output_student_dir"
+            )
+
+    def prepare(self) -> None:
+        """Puts the directory into its state after the start, or before the first step.
+
+        The model of an earlier run stays until the new one replaces it; its checkpoints are removed.
+        """
+        start = self._start
+        remove_partial_files(self.path)
+        if start is None:
+            self.path.joinpath(RUN_FILE).unlink(missing_ok=True)
+        for checkpoint in checkpoints(self.path):
+            if start is None or checkpoint_step(checkpoint) > checkpoint_step(start):  # of another run, or damaged
+                remove_checkpoint(checkpoint)
+        for best in best_checkpoints(self.path):  # the checkpoint `start` holds its weights
+            shutil.rmtree(best)
+        write_run_file(self.path, False, self.settings)
+        for name in (LOSS_FILE, DEV_FILE):
+            if name == DEV_FILE and self.settings["dev_qrels"] is None:
+                self.path.joinpath(name).unlink(missing_ok=True)
+                continue
+            with atomic_write(self.path / name, binary=True) as file:
+                file.write(b"" if start is None else start.joinpath(name).read_bytes())
+        speeds = read_lines_until(self.path / SPEED_FILE, checkpoint_step(start) if start else 0)
+        self.path.joinpath(SPEED_FILE).unlink(missing_ok=True)
+        for line in speeds:
+            append_line(self.path / SPEED_FILE, json.dumps(line))
+
+    def open(
+        self, models: Models, do_lower_case: bool, is_ranker: bool, keep_checkpoints: int, tensorboard_dir: Path | None
+    ) -> None:
+        """Says what the run is to write. A student that is not a ranker is written without a classifier."""
+        self._models, self._do_lower_case, self._is_ranker = models, do_lower_case, is_ranker
+        self._keep_checkpoints = keep_checkpoints
+        if tensorboard_dir is not None and rank() == 0:
+            # The lines of a killed run after its last checkpoint do not count.
+            first_step = checkpoint_step(self._start) if self._start else 0
+            self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=first_step + 1)
+
+    def restore(self, training: Training, device: torch.device) -> Progress:
+        """Loads the start into `training`, if there is one; returns the progress."""
+        if self._start is None:
+            return Progress()
+        if rank() == 0 and self._earlier.get("best_step") is not None:
+            self._keep_best(self._earlier["best_step"], self._start / BEST_WEIGHTS)
+        return load_training_state(self._start, training, device)
+
+    def record_losses(self, line: dict[str, Any], examples_per_second: float) -> None:
+        """Adds a line to train_loss.jsonl and one to speed.jsonl."""
+        if rank() > 0:
+            return
+        append_line(self.path / LOSS_FILE, json.dumps(line))
+        speed = {"global_step": line["global_step"], "examples_per_second": round(examples_per_second, 2)}
+        append_line(self.path / SPEED_FILE, json.dumps(speed))
+        names = ("learning_rate", *(name for name in used_losses([line]) if line[name] is not None))
+        self._show({name: line[name] for name in names} | {"examples_per_second": examples_per_second}, line)
+
+    def record_dev(self, measure: str, value: float, progress: Progress) -> None:
+        """Counts a dev evaluation in `progress`, adds it to dev_eval.jsonl, and keeps the student if it is the best."""
+        step = progress.global_step
+        is_best = progress.add_dev(value)
+        if is_best and rank() == 0:
+            self._keep_best(step)
+        comment = "the best" if is_best else f"the best is step {progress.best_step}"
+        logger.info("step %d: dev %s %.4f, %s", step, measure, value, comment)
+        if rank() == 0:
+            line = {"global_step": step, "measure": measure, "value": value, "best_step": progress.best_step}
+            append_line(self.path / DEV_FILE, json.dumps(line))
+            self._show({f"dev {measure}": value}, line)
+
+    def _show(self, values: dict[str, float], line: dict[str, Any]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, line["global_step"])
+            self._board.flush()
+
+    def save(self, training: Training, progress: Progress, device: torch.device) -> None:
+        """Saves checkpoint-STEP/, and removes the oldest ones beyond `keep_checkpoints`."""
+        states = all_gather(rng_states(device))
+        if rank() > 0:
+            return
+        checkpoint = self.path / f"checkpoint-{progress.global_step}"
+        with atomic_directory(checkpoint, last=CHECKSUMS) as partial:
+            self._write_student(partial)
+            notes = {"settings": self.settings, "machine": self.machine}
+            save_training_state(partial, training, states, progress, notes)
+            shutil.copyfile(self.path / LOSS_FILE, partial / LOSS_FILE)
+            if self.settings["dev_qrels"] is not None:
+                shutil.copyfile(self.path / DEV_FILE, partial / DEV_FILE)
+            if progress.best_step is not None:
+                shutil.copyfile(self._best(progress.best_step) / "model.safetensors", partial / BEST_WEIGHTS)
+            write_checksums(partial)
+        logger.info("wrote %s", checkpoint)
+        if self._keep_checkpoints:
+            for older in checkpoints(self.path)[: -self._keep_checkpoints]:
+                remove_checkpoint(older)
+
+    def finish(self, progress: Progress) -> None:
+        """Writes the student: the best checkpoint if there is one, or the student after the last step."""
+        if self._board is not None:
+            self._board.close()
+        if rank() > 0:
+            return
+        outcome = {}
+        with atomic_directory(self.path, last="config.json") as partial:
+            if progress.best_step is None:
+                self._write_student(partial)
+            else:
+                shutil.copytree(self._best(progress.best_step), partial, dirs_exist_ok=True)
+                outcome = {
+                    "last_step": progress.global_step,
+                    "best_step": progress.best_step,
+                    "best_value": progress.best_value,
+                }
+        self._draw_curves()
+        for best in best_checkpoints(self.path):
+            shutil.rmtree(best)
+        write_run_file(self.path, True, self.settings, outcome)
+        logger.info("wrote %s", self.path)
+
+    def _draw_curves(self) -> None:
+        try:
+            if curves.write_training_curves(self.path):
+                logger.info("drew %s", self.path / PICTURE)
+        except Exception as error:  # a picture is no reason to lose a student
+            logger.warning("no curves are drawn: %r", error)
+
+    def _best(self, step: int) -> Path:
+        return self.path / f"best-{step}"
+
+    def _keep_best(self, step: int, weights: Path | None = None) -> None:
+        """Writes best-STEP/ with the student of now, or with the `weights` of a checkpoint; removes the one before."""
+        best = self._best(step)
+        with atomic_directory(best, last="config.json") as partial:
+            self._write_student(partial)
+            if weights is not None:
+                shutil.copyfile(weights, partial / "model.safetensors")
+        for earlier in best_checkpoints(self.path):
+            if earlier != best:
+                remove_best_checkpoint(earlier)
+
+    def _write_student(self, into: Path) -> None:
+        student, fit_dense = self._models.student, self._models.fit_dense
+        save_ranker(
+            student,
+            self._models.vocabulary,
+            self._do_lower_case,
+            into,
+            without_classifier=not self._is_ranker,
+            fit_dense=None if self._is_ranker else fit_dense,
+        )
+
+
+def import_tensorboard() -> ModuleType:
+    """Returns the module torch.utils.tensorboard. Raises InputError where TensorBoard is not installed."""
+    try:
+        from torch.utils import tensorboard
+    except ImportError:
+        raise InputError(
+            "--tensorboard_dir: TensorBoard is not installed; pip install tensorboard, or leave it out"
+        ) from None
+    return tensorboard
