@@ -1,44 +1,12 @@
+# ruff: noqa: E402
 """Features and a ranker in; a score for each passage out."""
 
 import argparse
-import collections
-import json
-import logging
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from formats.atomic import atomic_write
-from formats.features import check_pairs, read_blocks
-from formats.pairs import split_example_id
-from formats.scores import PassageScore, write_scores
-from modeling.bert import POOLED_ACTIVATIONS
-from modeling.frozen import FrozenRanker
-from modeling.model_files import check_reads_features, load_ranker
-from modeling.scoring import pairs_at_a_time, relevance_scores
-from runtime.device import (
-    choose_device,
-    choose_precision,
-    is_out_of_memory,
-    keep_freed_memory,
-)
-from runtime.distributed import (
-    costs,
-    devices_name,
-    join,
-    local_device,
-    rank,
-    rank_zero_only,
-)
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.hub import model_directory
-from runtime.script import buffered_log, refuse_existing, report, run_script
-
-logger = logging.getLogger("rerank")
+from runtime.script import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,7 +37,7 @@ same.""",
     )
     parser.add_argument("--max_seq_length", type=int, help="must be that of the features, which is the default")
     parser.add_argument(
-        "--pooled_activation", choices=POOLED_ACTIVATIONS, help="before the classifier (default: as the model says)"
+        "--pooled_activation", choices=("none", "relu"), help="before the classifier (default: as the model says)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, or a GPU number")
     precision = parser.add_mutually_exclusive_group()
@@ -81,15 +49,51 @@ same.""",
         "a CPU that multiplies it, else fp32",
     )
     precision.add_argument("--fp16", action="store_true", help="old name of --precision: fp16 on a GPU, bf16 on a CPU")
-    args = parser.parse_args()
+    return parser.parse(check_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises InputError for values that cannot work, before anything is loaded."""
     if args.eval_batch_size is not None and args.eval_batch_size < 1:
         raise InputError("--eval_batch_size: needs to be 1 or more")
     refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
-    return args
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import collections
+import json
+import logging
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from formats.atomic import atomic_write
+from formats.features import check_pairs, read_blocks
+from formats.pairs import split_example_id
+from formats.scores import PassageScore, write_scores
+from modeling.frozen import FrozenRanker
+from modeling.model_files import check_reads_features, load_ranker
+from modeling.scoring import pairs_at_a_time, relevance_scores
+from runtime.device import choose_device, choose_precision, is_out_of_memory, keep_freed_memory
+from runtime.distributed import (
+    devices_name,
+    init_process_group,
+    local_device,
+    process_reports,
+    rank,
+    rank_zero_only,
+)
+from runtime.hub import model_directory
+from runtime.script import buffered_log, report, run_script
+
+logger = logging.getLogger("rerank")
+
+
+def main(args: argparse.Namespace) -> None:
     device = local_device(choose_device(args.device))
     precision = choose_precision(args.precision, args.fp16, device)
     with buffered_log() as held:
@@ -107,7 +111,7 @@ def main() -> None:
         logger.handle(record)
     keep_freed_memory()
     batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length
-    join(device)
+    init_process_group(device)
     start = time.monotonic()
     scored = 0
 
@@ -135,7 +139,7 @@ def main() -> None:
     else:
         collections.deque(rows(), maxlen=0)
     seconds = time.monotonic() - start
-    lines = costs(scored, "passages", seconds, device)
+    lines = process_reports(scored, "passages", seconds, device)
     if rank() > 0:
         return
     for line in lines:
@@ -152,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(rank_zero_only(main))
+    run_script(rank_zero_only(main), ARGS)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -39,6 +40,17 @@ def choose_device(name: str) -> torch.device:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch failed for want of memory, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Inside, a lack of memory raises InputError, which names the flags of distill.py that need less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("out of memory; raise --gradient_accumulation_steps, or lower --train_batch_size") from None
 
 
 def multiplies_bfloat16() -> bool:

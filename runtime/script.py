@@ -117,3 +117,20 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
             lock.unlink(missing_ok=True)
             if made and not os.listdir(path):
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def log_to(path: str | Path) -> Iterator[None]:
+    """Inside, log records go to stderr and are appended to a file."""
+    handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True
+    )
+    logging.raiseExceptions = False  # a full disk must not give a traceback for each line; saving will name it
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()

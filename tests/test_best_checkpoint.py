@@ -24,13 +24,13 @@ from tiny import (
     write_transformers,
 )
 
-from distill import CHECKPOINT_FILES
 from formats.checksums import check_checksums
 from formats.features import Example, FeaturesHeader, read_header, write_features
 from formats.scores import PassageScore, read_scores
 from modeling.model_files import load_ranker
 from runtime.errors import InputError
 from tokenization.vocabulary import vocabulary_sha256
+from training.checkpoints import CHECKPOINT_FILES
 from training.dev import DevPairs, measure_of, read_dev_pairs
 
 UPDATES = 20  # four epochs of 5

@@ -32,12 +32,12 @@ from tiny import (
 )
 
 from benchmarks import reference
-from distill import epoch_order
 from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.model_files import load_ranker
 from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
+from training.inputs import epoch_order
 
 EXAMPLES = 8
 LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]

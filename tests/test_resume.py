@@ -32,10 +32,10 @@ from tiny import (
 )
 
 import modeling.losses
-from distill import CHECKPOINT_FILES
 from formats.checksums import check_checksums
 from modeling.model_files import load_ranker
 from runtime.errors import InputError
+from training.checkpoints import CHECKPOINT_FILES
 from training.optimizer import BertAdam
 from training.state import Training, TrainingStateError, save_training_state
 

@@ -65,7 +65,7 @@ def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: F
 
 
 def measure_of(dev: DevPairs, passages: Iterable[PassageScore]) -> float:
-    """The mean measure over queries. Documents are ranked by their best passages, with scores as a run file holds them."""
+    """The mean measure over queries, of documents ranked by MaxP, with the scores as a run file holds them."""
     run: dict[str, dict[str, list[float]]] = {}
     for query_id, passage_id, score in passages:
         doc_id, _ = split_passage_id(passage_id)

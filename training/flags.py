@@ -13,7 +13,6 @@ from runtime.flags import Parser
 from runtime.ranks import world_size
 from training.terms import TERMS
 
-
 # TinyBERT (Jiao et al. 2020): these methods, one after the other.
 TINYBERT_STEPS = ("intermediate", "prediction")
 

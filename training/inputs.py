@@ -11,8 +11,9 @@ from torch import nn
 from formats.features import Features, FeaturesHeader
 from modeling.bert import BertRanker
 from modeling.frozen import FrozenRanker
+from modeling.general_student import make_fit_dense
 from modeling.losses import teacher_layers
-from modeling.model_files import check_reads_features, load_ranker, make_fit_dense
+from modeling.model_files import check_reads_features, load_ranker
 from runtime.distributed import rank, world_size
 from runtime.errors import InputError
 

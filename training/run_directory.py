@@ -123,7 +123,7 @@ class RunDirectory:
                 continue
             with atomic_write(self.path / name, binary=True) as file:
                 file.write(b"" if start is None else start.joinpath(name).read_bytes())
-        speeds = read_lines_until(self.path / SPEED_FILE, checkpoint_step(start) if start else 0)
+        speeds = read_lines_until(self.path / SPEED_FILE, self.first_step())
         self.path.joinpath(SPEED_FILE).unlink(missing_ok=True)
         for line in speeds:
             append_line(self.path / SPEED_FILE, json.dumps(line))
@@ -136,8 +136,11 @@ class RunDirectory:
         self._keep_checkpoints = keep_checkpoints
         if tensorboard_dir is not None and rank() == 0:
             # The lines of a killed run after its last checkpoint do not count.
-            first_step = checkpoint_step(self._start) if self._start else 0
-            self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=first_step + 1)
+            self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
+
+    def first_step(self) -> int:
+        """The step after which this process started."""
+        return checkpoint_step(self._start) if self._start else 0
 
     def restore(self, training: Training, device: torch.device) -> Progress:
         """Loads the start into `training`, if there is one; returns the progress."""
