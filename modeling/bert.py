@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, lengths: list[int] | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """softmax(Q K^T / sqrt(e)) V, with Q and K. `mask` and `lengths` as in `BertRanker.forward`."""
+        """softmax(Q K^T / sqrt(e)) V, with Q and K. `mask` and `lengths` are made in `BertRanker.forward`."""
         query, key, value = (
             linear(hidden).view(*hidden.shape[:2], self.heads, -1).transpose(1, 2)  # (B, T, d) -> (B, h, T, e)
             for linear in (self.query, self.key, self.value)
@@ -175,7 +175,7 @@ class BertRanker(nn.Module):
         mask = attention_mask.to(hidden.device, torch.bool)[:, None, None]  # (B, 1, 1, T), True on tokens
         if mask.all():
             mask = None  # scaled_dot_product_attention has faster kernels without a mask
-        lengths = None  # of the examples in tokens, where attention_without_padding computes the attention
+        lengths = None  # tokens of each example, for attention_without_padding
         if self.training and hidden.device.type == "cpu":
             lengths = key_lengths(mask, *input_ids.shape)
         hidden_states = {0: hidden} if 0 in hidden_states_of else {}

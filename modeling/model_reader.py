@@ -135,7 +135,7 @@ def read_config(config_file: Path) -> tuple[BertConfig, str]:
 
 def quoted(value: object) -> str:
     """A name or a setting of a stranger's file for a message: short and printable."""
-    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:100]
+    return f"of type {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:100]
 
 
 def _read_tensors(weights_file: Path) -> dict[str, torch.Tensor]:

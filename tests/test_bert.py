@@ -163,9 +163,9 @@ def test_autocast() -> None:
     batch = inputs(MASKS["padded"])
     expected = ranker.eval()(**batch).logits
     ranker = ranker.float()
-    for model in (ranker.eval(), ranker.train()):
+    for training in (False, True):
         with torch.autocast("cpu", torch.bfloat16):
-            found = model(**batch, hidden_states_of=[3], queries_keys_of=[2])
+            found = ranker.train(training)(**batch, hidden_states_of=[3], queries_keys_of=[2])
         assert found.logits.dtype == torch.float32
         assert {x.dtype for x in found.queries_keys[2]} == {torch.bfloat16}
         torch.testing.assert_close(found.logits.double(), expected, rtol=0, atol=0.1)

@@ -1,11 +1,11 @@
-"""The frozen ranker against the trainable one, which the checkpoint's tests compare with the plain version."""
+"""FrozenRanker against BertRanker, which test_bert.py compares with transformers."""
 
 import pytest
 import torch
 from tiny import STUDENT, TEACHER, TOKENS, random_weights, write_transformers
 
 from modeling import frozen
-from modeling.bert import BertRanker
+from modeling.bert import BertConfig, BertRanker
 from modeling.frozen import FrozenRanker
 from modeling.model_files import load_ranker
 from runtime.device import DeviceError, choose_precision
@@ -39,11 +39,11 @@ def in_float64(ranker: BertRanker) -> BertRanker:
 
 
 def test_logits_in_float64(ranker: BertRanker) -> None:
-    plain = in_float64(ranker)
+    reference = in_float64(ranker)
     for lengths in (LENGTHS, [T] * 4, [2], [T]):
         inputs = batch(lengths)
-        expected = plain(**inputs).logits
-        found = FrozenRanker(plain)(**inputs)
+        expected = reference(**inputs).logits
+        found = FrozenRanker(reference)(**inputs)
         assert found.logits.dtype == torch.float64
         assert (found.hidden_states, found.queries_keys) == ({}, {})
         torch.testing.assert_close(found.logits, expected, rtol=1e-12, atol=1e-12)
@@ -57,11 +57,11 @@ def test_padding_changes_nothing(ranker: BertRanker) -> None:
         torch.testing.assert_close(model(**alone).logits, together[row : row + 1], rtol=1e-12, atol=1e-12)
 
 
-def test_what_a_loss_compares_is_handed_out_with_its_padding(ranker: BertRanker) -> None:
-    plain = in_float64(ranker)
+def test_states_for_a_loss_are_returned_with_their_padding(ranker: BertRanker) -> None:
+    reference = in_float64(ranker)
     layers = {"hidden_states_of": [0, 2, TEACHER.layers], "queries_keys_of": [1, TEACHER.layers]}
-    expected = plain(**batch(), **layers)
-    found = FrozenRanker(plain)(**batch(), **layers)
+    expected = reference(**batch(), **layers)
+    found = FrozenRanker(reference)(**batch(), **layers)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-12, atol=1e-12)
     assert set(found.hidden_states) == {0, 2, TEACHER.layers}
     assert set(found.queries_keys) == {1, TEACHER.layers}
@@ -95,13 +95,13 @@ def test_autocast_around_it_changes_nothing(ranker: BertRanker) -> None:
         assert torch.equal(found.hidden_states[layer], states)
 
 
-def test_without_the_processors_own_layout(ranker: BertRanker, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = FrozenRanker(ranker, "bf16")(**batch()).logits
+def test_without_pre_packed_weights(ranker: BertRanker, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = FrozenRanker(ranker, "bf16")(**batch()).logits
     monkeypatch.setattr(frozen, "multiplies_bfloat16", lambda: False)
-    torch.testing.assert_close(FrozenRanker(ranker, "bf16")(**batch()).logits, usual, rtol=0, atol=0.1)
+    torch.testing.assert_close(FrozenRanker(ranker, "bf16")(**batch()).logits, expected, rtol=0, atol=0.1)
 
 
-def test_the_ranker_can_be_changed_afterwards() -> None:
+def test_the_ranker_can_change_afterwards() -> None:
     ranker = BertRanker(student_config()).eval()
     model = FrozenRanker(ranker, "fp32")
     before = model(**batch()).logits
@@ -111,9 +111,7 @@ def test_the_ranker_can_be_changed_afterwards() -> None:
     assert torch.equal(model(**batch()).logits, before)
 
 
-def student_config():
-    from transformers import BertConfig
-
+def student_config() -> BertConfig:
     return BertConfig(
         vocab_size=STUDENT.vocabulary,
         hidden_size=STUDENT.hidden,
@@ -142,13 +140,13 @@ def test_precisions_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 0.02), ("bf16", 0.1)])
 def test_on_a_gpu(ranker: BertRanker, precision: str, tolerance: float) -> None:
-    plain = in_float64(ranker)
+    reference = in_float64(ranker)
     moved = BertRanker(ranker.config, ranker.pooled_activation).cuda().eval()
     moved.load_state_dict(ranker.state_dict())
     model = FrozenRanker(moved, precision)
     layers = {"hidden_states_of": [2], "queries_keys_of": [TEACHER.layers]}
     for lengths in (LENGTHS, [T] * 4):
-        expected = plain(**batch(lengths), **layers)
+        expected = reference(**batch(lengths), **layers)
         for more in ({}, layers):
             found = model(**batch(lengths), **more)
             torch.testing.assert_close(found.logits.double().cpu(), expected.logits, rtol=0, atol=tolerance)

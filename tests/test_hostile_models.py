@@ -1,6 +1,6 @@
-"""Model directories from strangers: code in weights, claims of size, configs and vocabularies that make no sense.
+"""Model directories from strangers: code in weights, huge declared sizes, malformed configs and vocabularies.
 
-A process of its own reads them all, since its memory is measured.
+One child process reads all of them, so that its memory can be measured.
 """
 
 import io
@@ -21,7 +21,7 @@ from tiny import ONE_THREAD, ROOT, STUDENT, TOKENS, bert_config, student_weights
 
 from modeling.model_files import ModelFileError, load_ranker
 
-MOST_MEMORY = 256 << 20  # beyond what torch needs by itself
+MOST_MEMORY = 256 << 20  # above the memory that torch itself needs
 MOST_SECONDS = 2
 
 CHILD = r"""
@@ -40,7 +40,7 @@ sys.addaudithook(lambda event, arguments: called.append(event) if event in wante
 load_ranker(sys.argv[1], initialise_missing_with_seed=7)
 for directory in map(str.rstrip, sys.stdin):
     found = []
-    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     before, start = measure("VmRSS"), time.monotonic()
     for read in (
         lambda: load_ranker(directory, initialise_missing_with_seed=7),
@@ -56,7 +56,7 @@ for directory in map(str.rstrip, sys.stdin):
     print(json.dumps([directory, found, time.monotonic() - start, measure("VmHWM") - before, called]), flush=True)
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 
 
 class Calls:
@@ -82,21 +82,21 @@ def bin_file(content: object, zipped: bool = True) -> bytes:
     return file.getvalue()
 
 
-def packed_bin() -> bytes:
-    """A weights file whose numbers, 40 MB of zeros, are packed."""
-    plain = io.BytesIO(bin_file({"classifier.bias": torch.zeros(10_000_000)}))
-    packed = io.BytesIO()
+def compressed_bin() -> bytes:
+    """A weights file with 40 MB of zeros, compressed."""
+    original = io.BytesIO(bin_file({"classifier.bias": torch.zeros(10_000_000)}))
+    compressed = io.BytesIO()
     with (
-        zipfile.ZipFile(plain) as source,
-        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+        zipfile.ZipFile(original) as source,
+        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
     ):
         for record in source.infolist():
             target.writestr(record.filename, source.read(record))
-    return packed.getvalue()
+    return compressed.getvalue()
 
 
 def with_code(mark: Path) -> dict[str, bytes]:
-    """Weights that run something, or would if they were unpickled by pickle."""
+    """Weights with code that an unrestricted unpickler executes."""
     files = {}
     for zipped in (True, False):
         for code in (Calls(mark), Evaluates(mark)):
@@ -110,9 +110,9 @@ def with_code(mark: Path) -> dict[str, bytes]:
                 f"{where} name": bin_file({"classifier.bias": torch.zeros(2), "more": [{"k": (code,)}]}, zipped),
                 f"{where} subclass": bin_file(weights | {"classifier.bias": hooked}, zipped),
             }
-    files["plain pickle"] = pickle.dumps(Calls(mark), 2)
+    files["pickle protocol 2"] = pickle.dumps(Calls(mark), 2)
     files["pickle protocol 0"] = pickle.dumps({"classifier.bias": Calls(mark)}, 0)
-    # first what runs, then a legacy file that is whole
+    # code first, then a complete legacy file
     files["pickle before a valid file"] = pickle.dumps(Calls(mark), 2) + bin_file(student_weights(), False)
     return files
 
@@ -159,10 +159,10 @@ def bad_safetensors() -> dict[str, bytes]:
 def bad_bins() -> dict[str, bytes]:
     one = torch.zeros(1)
     return {
-        "a number that claims to be many": bin_file({"classifier.bias": one.expand(10**6, 10**6)}),
-        "a number of 10^18": bin_file({"classifier.bias": one.expand(10**9, 10**9)}),
-        "many names of one": bin_file({f"bert.{i}": one.expand(100) for i in range(5_000)}),
-        "packed": packed_bin(),
+        "one number, repeated 10^12 times": bin_file({"classifier.bias": one.expand(10**6, 10**6)}),
+        "one number, repeated 10^18 times": bin_file({"classifier.bias": one.expand(10**9, 10**9)}),
+        "many names of one number": bin_file({f"bert.{i}": one.expand(100) for i in range(5_000)}),
+        "compressed": compressed_bin(),
         "on no device": bin_file({"classifier.bias": torch.zeros(10**9, 10**6, device="meta")}),
         "sparse": bin_file({"classifier.bias": torch.sparse_coo_tensor(torch.tensor([[5]]), [1.0], (10**15,))}),
         "quantized": bin_file({"classifier.bias": torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8)}),
@@ -268,7 +268,7 @@ def bad_tokenizers() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch no longer likes to make some of them
+@pytest.mark.filterwarnings("ignore::UserWarning")  # some of these tensors are deprecated in torch
 def test_model_files_of_strangers_are_refused_in_little_memory_and_time(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     good = write_transformers(tmp_path / "good", STUDENT, student_weights())

@@ -1,4 +1,4 @@
-"""The published losses, by hand and against their plain form."""
+"""The published losses: by hand, and against their direct form."""
 
 import argparse
 import math
@@ -38,7 +38,7 @@ def random_queries_keys(seed: int, head_size: int, scale: float = 1.0) -> tuple[
 def published_attention_loss(
     student: list, teacher: list, mask: torch.Tensor, ignore_padding: bool = False
 ) -> torch.Tensor:
-    """Score by score, in float64; without padding example by example, cut to its length."""
+    """From the scores, in float64. `ignore_padding` cuts each example to its length."""
     if ignore_padding:
         total = torch.zeros((), dtype=torch.float64)
         for i, length in enumerate(mask.sum(dim=-1).tolist()):
@@ -74,7 +74,7 @@ def test_attention_loss_by_hand() -> None:
     assert attention_loss([student], [(query, key)], both).item() == pytest.approx((4 + 4 + 16 + 36) / 4)
     # twice the layers, twice the sum
     assert attention_loss([student] * 2, [(query, key)] * 2, both).item() == pytest.approx(2 * (4 + 4 + 16 + 36) / 4)
-    # a padded key counts zero, a padded query's row counts: the mean stays over all four
+    # the scores of a padded key count 0, those of a padded query count; the mean is over all four
     padded = torch.tensor([[1, 0]])
     assert attention_loss([student], [(query, key)], padded).item() == pytest.approx((4 + 16) / 4)
 
@@ -184,11 +184,11 @@ def test_hidden_states_loss_by_hand() -> None:
     teacher = [torch.zeros(1, 2, 2), torch.tensor([[[0.5, 1.0], [1.5, 4.0]]])]
     expected = (1.5**2 + 2**2 + 2.5**2 + 4**2) / 4 + (0 + 1 + 0 + 4) / 4
     assert hidden_states_loss(student, teacher, fit_dense).item() == pytest.approx(expected)
-    # without the second token, which is padding
+    # without the second token, a padded one
     expected = (1.5**2 + 2**2) / 2 + (0 + 1) / 2
     real = torch.tensor([[1, 0]])
     assert hidden_states_loss(student, teacher, fit_dense, real).item() == pytest.approx(expected)
-    # every example counts the same, however many tokens it has
+    # every example has the same weight, whatever its length
     student, teacher = student[:1] * 2, teacher[:1] * 2
     both = [torch.cat([x, x]) for x in student], [torch.cat([x, x]) for x in teacher]
     real = torch.tensor([[1, 0], [1, 1]])

@@ -1,5 +1,6 @@
-"""The one door through which weights enter and leave."""
+"""Model directories: loaded, refused, saved, compared with features."""
 
+import hashlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from tiny import (
 from benchmarks import reference
 from formats.features import Features, FeaturesHeader
 from modeling.general_student import make_fit_dense
-from modeling.model_files import ModelFileError, check_reads_features, load_ranker, save_ranker
+from modeling.model_files import ModelFileError, check_reads_features, fingerprint, load_ranker, save_ranker
 from tokenization.vocabulary import VocabularyError, load_vocabulary, vocabulary_sha256
 
 
@@ -50,7 +51,7 @@ def renamed(weights: dict[str, torch.Tensor], change) -> dict[str, torch.Tensor]
     return {change(name): tensor for name, tensor in weights.items()}
 
 
-def test_both_layouts_load_and_compute_what_the_plain_version_does(tmp_path: Path, batch: dict) -> None:
+def test_both_layouts_load_and_compute_what_the_reference_does(tmp_path: Path, batch: dict) -> None:
     weights = teacher_weights()
     write_published(tmp_path / "published", TEACHER, weights)
     write_transformers(tmp_path / "transformers", TEACHER, weights)
@@ -68,13 +69,13 @@ def test_both_layouts_load_and_compute_what_the_plain_version_does(tmp_path: Pat
         torch.testing.assert_close(logits(tmp_path / layout, batch).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Path, batch: dict) -> None:
+def test_every_hidden_state_and_score_is_that_of_the_reference(tmp_path: Path, batch: dict) -> None:
     weights = teacher_weights()
     model, _ = load_ranker(write_published(tmp_path / "m", TEACHER, weights))
     layers = range(1, TEACHER.layers + 1)
     with torch.no_grad():
         found = model(**batch, hidden_states_of=range(TEACHER.layers + 1), queries_keys_of=layers)
-        ended = model(**batch, queries_keys_of=[2])
+        only_one = model(**batch, queries_keys_of=[2])
     double = {name: tensor.double() for name, tensor in weights.items()}
     _, scores, hidden = reference.bert(double, TEACHER.heads, batch)
     assert len(found.hidden_states) == len(hidden) == TEACHER.layers + 1
@@ -87,12 +88,12 @@ def test_every_hidden_state_and_score_is_that_of_the_plain_version(tmp_path: Pat
         torch.testing.assert_close(
             product.masked_fill(~real, 0.0), scores[number - 1].masked_fill(~real, 0.0), rtol=1e-4, atol=1e-5
         )
-    assert (list(ended.queries_keys), ended.hidden_states) == ([2], {})
+    assert (list(only_one.queries_keys), only_one.hidden_states) == ([2], {})
 
 
 def test_other_names_of_the_same_weights(tmp_path: Path, batch: dict) -> None:
     weights = teacher_weights()
-    expected = logits(write_transformers(tmp_path / "plain", TEACHER, weights), batch)
+    expected = logits(write_transformers(tmp_path / "original", TEACHER, weights), batch)
     same = {
         "module": renamed(weights, lambda name: f"module.{name}"),
         "gamma and beta": renamed(
@@ -122,11 +123,11 @@ def test_config_and_weights_of_transformers_are_preferred(tmp_path: Path) -> Non
     assert load_ranker(tmp_path / "m")[0].config.hidden_size == TEACHER.hidden
 
 
-# What others publish.
+# Models as others publish them.
 
 
 def pre_training_heads(sizes: Sizes) -> dict[str, torch.Tensor]:
-    """What BERT's pre-training, and TinyBERT's, leave beside the encoder."""
+    """The tensors that pre-training of BERT and of TinyBERT adds to the encoder."""
     return {
         "cls.predictions.bias": torch.zeros(sizes.vocabulary),
         "cls.predictions.transform.dense.weight": torch.zeros(sizes.hidden, sizes.hidden),
@@ -140,12 +141,12 @@ def pre_training_heads(sizes: Sizes) -> dict[str, torch.Tensor]:
     }
 
 
-def counts(sizes: Sizes) -> dict[str, torch.Tensor]:
+def position_ids(sizes: Sizes) -> dict[str, torch.Tensor]:
     return {"bert.embeddings.position_ids": torch.arange(sizes.positions)[None]}
 
 
 def fit_denses() -> dict[str, torch.Tensor]:
-    """TinyBERT's general checkpoints hold a map for each hidden state."""
+    """General students of TinyBERT have a map for each hidden state."""
     maps = {f"fit_denses.{m}.weight": torch.zeros(TEACHER.hidden, STUDENT.hidden) for m in range(STUDENT.layers + 1)}
     return maps | {f"fit_denses.{m}.bias": torch.zeros(TEACHER.hidden) for m in range(STUDENT.layers + 1)}
 
@@ -162,16 +163,16 @@ def bare(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda weights: weights | counts(STUDENT),
-        lambda weights: weights | pre_training_heads(STUDENT) | counts(STUDENT),
+        lambda weights: weights | position_ids(STUDENT),
+        lambda weights: weights | pre_training_heads(STUDENT) | position_ids(STUDENT),
         lambda weights: without(weights, "fit_dense.") | fit_denses() | pre_training_heads(STUDENT),
-        lambda weights: bare(without(weights, "fit_dense.") | counts(STUDENT)),
-        lambda weights: bare(weights | pre_training_heads(STUDENT) | counts(STUDENT)),
+        lambda weights: bare(without(weights, "fit_dense.") | position_ids(STUDENT)),
+        lambda weights: bare(weights | pre_training_heads(STUDENT) | position_ids(STUDENT)),
         lambda weights: renamed(weights | pre_training_heads(STUDENT), lambda name: f"module.{name}"),
     ],
     ids=["position_ids", "cls", "fit_denses", "bare", "bare cls", "module"],
 )
-def test_a_ranker_with_parts_that_it_does_not_need_loads_without_a_word(
+def test_a_ranker_with_known_extra_tensors_loads_without_a_warning(
     tmp_path: Path, batch: dict, caplog: pytest.LogCaptureFixture, write, change
 ) -> None:
     weights = student_weights()
@@ -186,12 +187,12 @@ def test_a_ranker_with_parts_that_it_does_not_need_loads_without_a_word(
     [
         (lambda weights: weights | pre_training_heads(STUDENT), True),
         (lambda weights: without(weights, "fit_dense.") | fit_denses() | pre_training_heads(STUDENT), False),
-        (lambda weights: bare(without(weights, "fit_dense.") | counts(STUDENT)), False),
-        (lambda weights: without(weights, "fit_dense.") | pre_training_heads(STUDENT) | counts(STUDENT), False),
+        (lambda weights: bare(without(weights, "fit_dense.") | position_ids(STUDENT)), False),
+        (lambda weights: without(weights, "fit_dense.") | pre_training_heads(STUDENT) | position_ids(STUDENT), False),
     ],
-    ids=["general TinyBERT", "general TinyBERT of a map a layer", "BertModel", "BertForPreTraining"],
+    ids=["general TinyBERT", "general TinyBERT with a map for each layer", "BertModel", "BertForPreTraining"],
 )
-def test_a_general_student_as_published_lacks_but_its_classifier(
+def test_a_published_general_student_lacks_only_its_classifier(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change, fit_dense: bool
 ) -> None:
     weights = student_weights()
@@ -243,11 +244,11 @@ def test_a_classifier_of_other_outputs_is_refused(
     refused(directory, f"its classifier has {count} outputs; a ranker has two", seed=seed)
 
 
-# Errors that name what is at fault.
+# Errors name the tensor, the setting or the file.
 
 
 @pytest.mark.parametrize("name", ["classifier.weight", "classifier.bias", "bert.pooler.dense.weight"])
-def test_a_teacher_without_a_part_of_its_head_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_teacher_with_an_incomplete_head_is_refused(tmp_path: Path, name: str) -> None:
     weights = teacher_weights()
     del weights[name]
     refused(write_published(tmp_path / "m", TEACHER, weights), f"{name} is missing", "--distill_model hard")
@@ -275,7 +276,7 @@ def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
         refused(directory, f"{name} has shape {shape} where the config needs", seed=7)
 
 
-def test_another_depth_than_the_config_says_is_refused(tmp_path: Path) -> None:
+def test_a_depth_that_differs_from_the_config_is_refused(tmp_path: Path) -> None:
     refused(write_published(tmp_path / "less", TEACHER._replace(layers=5), teacher_weights()), "6 layers", "says 5")
     refused(write_published(tmp_path / "more", TEACHER._replace(layers=7), teacher_weights()), "6 layers", "says 7")
     weights = without(teacher_weights(), "bert.encoder.layer.3.")
@@ -328,11 +329,29 @@ def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_a_config_that_is_none_of_bert_is_refused(tmp_path: Path, settings: object) -> None:
+def test_a_config_that_is_not_of_bert_is_refused(tmp_path: Path, settings: object) -> None:
     config_refused(tmp_path / "m", settings)
 
 
-def test_a_config_of_another_architecture_is_refused_and_return_settings_do_not_matter(
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (b"[]", "no BERT config (it is not a JSON object)"),
+        (bert_config(STUDENT, model_type="roberta"), "model_type is 'roberta', a ranker needs 'bert'"),
+        (bert_config(STUDENT, pooled_activation="gelu"), "pooled_activation 'gelu' is none of none, relu"),
+        (bert_config(STUDENT, hidden_act="no such"), "hidden_act 'no such' is not the name of an activation"),
+        (bert_config(STUDENT, hidden_act="gelo"), "hidden_act 'gelo' is not a known activation; gelu, gelu_new"),
+        (bert_config(STUDENT, hidden_size="12"), "hidden_size '12' is not an integer"),
+        (bert_config(STUDENT, hidden_size=[12]), "hidden_size of type list is not an integer"),
+        (bert_config(STUDENT, layer_norm_eps="small"), "layer_norm_eps 'small' is not a number"),
+        (bert_config(STUDENT, pad_token_id=10_000), f"pad_token_id 10000 is not from 0 to {len(TOKENS) - 1}"),
+    ],
+)
+def test_the_setting_at_fault_is_named_with_its_value(tmp_path: Path, settings: object, message: str) -> None:
+    config_refused(tmp_path / "m", settings, message)
+
+
+def test_settings_of_another_architecture_are_refused_and_settings_of_outputs_are_ignored(
     tmp_path: Path, batch: dict
 ) -> None:
     for name, value in (
@@ -341,11 +360,11 @@ def test_a_config_of_another_architecture_is_refused_and_return_settings_do_not_
         ("position_embedding_type", "relative_key"),
     ):
         refused(write_published(tmp_path / name, STUDENT, student_weights(), **{name: value}), name, str(value))
-    plain = write_published(tmp_path / "plain", STUDENT, student_weights())
+    usual = write_published(tmp_path / "usual", STUDENT, student_weights())
     other = write_published(
         tmp_path / "other", STUDENT, student_weights(), return_dict=False, chunk_size_feed_forward=5, num_labels=7
     )
-    assert torch.equal(logits(plain, batch), logits(other, batch))
+    assert torch.equal(logits(usual, batch), logits(other, batch))
 
 
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
@@ -423,7 +442,7 @@ def test_code_in_a_bin_file_is_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "missing", "is not a directory")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "is not a directory")
@@ -431,10 +450,10 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "holds neither config.json nor bert_config.json")
 
 
-# What a general student lacks.
+# Parts that a general student can lack.
 
 
-def test_a_student_without_a_classifier_starts_at_seeded_values_with_a_warning(
+def test_a_missing_classifier_gets_seeded_initial_values_and_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_published(tmp_path / "m", STUDENT, without(student_weights(), "classifier."))
@@ -454,7 +473,7 @@ def test_a_student_without_a_classifier_starts_at_seeded_values_with_a_warning(
     assert 0.001 < first.abs().mean() < 0.05  # of standard deviation 0.02
 
 
-def test_a_missing_fit_dense_starts_at_seeded_values_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_fit_dense_gets_seeded_initial_values_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     first, same, other = (make_fit_dense(12, 24, {}, seed, 0.02) for seed in (7, 7, 8))
     assert "fit_dense not found" in caplog.text
     assert torch.equal(first.weight, same.weight)
@@ -464,7 +483,7 @@ def test_a_missing_fit_dense_starts_at_seeded_values_with_a_warning(caplog: pyte
     assert 0.01 < first.weight.std() < 0.03
 
 
-def test_a_saved_fit_dense_is_taken_where_it_fits(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_saved_fit_dense_is_used_if_it_fits(caplog: pytest.LogCaptureFixture) -> None:
     saved = {"weight": torch.randn(24, 12), "bias": torch.randn(24)}
     fit_dense = make_fit_dense(12, 24, saved, 7, 0.02)
     assert torch.equal(fit_dense.weight, saved["weight"])
@@ -476,7 +495,7 @@ def test_a_saved_fit_dense_is_taken_where_it_fits(caplog: pytest.LogCaptureFixtu
         caplog.clear()
 
 
-# What is saved.
+# Saved models.
 
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
@@ -504,7 +523,7 @@ def test_a_saved_ranker_loads_in_transformers_with_the_same_logits_and_tokens(
     assert encoded["token_type_ids"] == [0] * 5 + [1] * 5
     assert tokenizer.model_max_length == STUDENT.positions
     assert load_vocabulary(tmp_path / "saved") == TOKENS
-    (tmp_path / "saved" / "vocab.txt").unlink()  # tokenizer.json says the same
+    (tmp_path / "saved" / "vocab.txt").unlink()  # tokenizer.json has the same tokens
     assert load_vocabulary(tmp_path / "saved") == TOKENS
 
 
@@ -524,6 +543,32 @@ def test_a_saved_ranker_loads_in_sentence_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(found.reshape(1, 2), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_config_and_fingerprint_of_a_saved_ranker(tmp_path: Path) -> None:
+    weights = student_weights()
+    model, saved = load_ranker(write_published(tmp_path / "m", STUDENT, weights, attention_probs_dropout_prob=0))
+    (tmp_path / "saved").mkdir()
+    save_ranker(model, TOKENS, True, tmp_path / "saved")
+    settings = bert_config(STUDENT, attention_probs_dropout_prob=0) | {"layer_norm_eps": 1e-12, "pad_token_id": 0}
+    config = settings | {
+        "architectures": ["BertForSequenceClassification"],
+        "dtype": "float32",
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+        "model_type": "bert",
+        "pooled_activation": "none",
+    }
+    assert (tmp_path / "saved" / "config.json").read_text() == json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in model.state_dict():
+        digest.update(f"{name} {tuple(weights[name].shape)}".encode() + weights[name].numpy().tobytes())
+    assert fingerprint(model) == fingerprint(load_ranker(tmp_path / "saved")[0]) == digest.hexdigest()
+    for name in ("weight", "bias"):
+        digest.update(f"{name} {tuple(saved[name].shape)}".encode() + saved[name].numpy().tobytes())
+    fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 7, 0.02)
+    assert fingerprint(model, fit_dense) == digest.hexdigest()
+
+
 def test_the_head_is_recorded_and_read_back(tmp_path: Path, batch: dict) -> None:
     write_published(tmp_path / "m", STUDENT, student_weights())
     for activation in ("none", "relu"):
@@ -541,7 +586,7 @@ def test_the_head_is_recorded_and_read_back(tmp_path: Path, batch: dict) -> None
     assert load_ranker(tmp_path / "relu", "none")[0].pooled_activation == "none"
 
 
-def test_a_model_without_its_classifier_is_a_bare_bert_to_transformers(tmp_path: Path, batch: dict) -> None:
+def test_transformers_loads_a_model_without_its_classifier_as_an_encoder(tmp_path: Path, batch: dict) -> None:
     from transformers import AutoModel
 
     model, _ = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
@@ -561,7 +606,7 @@ def test_a_model_without_its_classifier_is_a_bare_bert_to_transformers(tmp_path:
 
 
 @pytest.mark.parametrize("without_classifier", [True, False])
-def test_a_general_student_brings_its_fit_dense(
+def test_the_fit_dense_of_a_general_student_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, without_classifier: bool
 ) -> None:
     model, saved = load_ranker(write_published(tmp_path / "m", STUDENT, student_weights()))
@@ -587,7 +632,7 @@ def test_a_ranker_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         assert os.listdir(tmp_path / "saved") == []
 
 
-# Features and the models that read them.
+# Features and the vocabulary of a model.
 
 
 def header(**changes) -> FeaturesHeader:
@@ -628,7 +673,7 @@ def test_features_that_a_model_cannot_read_are_refused(tmp_path: Path, caplog: p
         b"\xff",
     ],
 )
-def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_tokenizer_json_without_a_wordpiece_vocabulary_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(VocabularyError, match=r"tokenizer\.json"):
         load_vocabulary(tmp_path)
