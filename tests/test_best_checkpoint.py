@@ -150,7 +150,7 @@ def test_the_values_are_those_of_the_scripts_on_each_checkpoint(inputs: Path, tm
     assert (outcome["finished"], outcome["best_step"], outcome["last_step"]) == (True, best_step, UPDATES)
     assert outcome["best_value"] == values[best_step]
     log = (output / "distill.log").read_text()
-    assert f"the student is that of update {best_step}, dev MRR@10 {values[best_step]:.4f}, the best of 20" in log
+    assert f"the student is that of step {best_step}, dev MRR@10 {values[best_step]:.4f}, the best of 20" in log
     assert not list(output.glob("best-*"))
 
     # each checkpoint holds the best student of its moment
@@ -335,7 +335,7 @@ def test_flags_that_make_no_sense_together_are_refused(inputs: Path, tmp_path: P
         ([*dev, "--dev_measure", "P"], "--dev_measure", "P"),
         ([*dev, "--eval_model_step", 0], "--eval_model_step: needs to be 1 or more"),
         ([*dev, "--early_stopping_patience", -1], "--early_stopping_patience: needs to be 1 or more"),
-        ([*dev, "--distill_model", "intermediate", "--teacher_model", inputs / "teacher"], "no ranker yet"),
+        ([*dev, "--distill_model", "intermediate", "--teacher_model", inputs / "teacher"], "not a ranker"),
     ):
         assert_refused(run_main("distill.py", *bare, *more), *says)
     assert os.listdir(tmp_path) == []
@@ -373,7 +373,7 @@ def test_dev_queries_without_judgements_and_contradictions_are_noted(inputs: Pat
     dev = read_dev_pairs(inputs / "dev", tmp_path / "qrels", "MRR@10", read_header(inputs / "features"))
     contradiction, unjudged = dev.notes
     assert "line 3: document D2 of query q1 has relevance 1, but 0 in line 2" in contradiction
-    assert "1 of 3 queries have no judgements" in unjudged
+    assert "1 of 3 queries have no judgments" in unjudged
     assert (dev.count, dev.qrels["q1"]) == (PAIRS, {"D2": 1})
     with pytest.raises(InputError):
         read_dev_pairs(inputs / "dev", inputs / "dev", "MRR@10", read_header(inputs / "features"))

@@ -55,7 +55,7 @@ def test_the_picture_shows_what_the_files_hold(tmp_path: Path, figures: list[Fig
     ]
     assert of_dev.get_lines()[0].get_xydata().tolist() == [[2, 0.25], [4, 0.75], [6, 0.5], [8, 0.75]]
     assert of_dev.get_ylabel() == "dev P@5"
-    assert [text.get_text() for text in of_dev.get_legend().get_texts()] == ["best: 0.7500 after update 4"]
+    assert [text.get_text() for text in of_dev.get_legend().get_texts()] == ["best: 0.7500 after step 4"]
     assert of_speed.get_lines()[0].get_xydata().tolist() == [[3, 7.5]]
 
     # again, without what a run need not have

@@ -233,7 +233,7 @@ def test_the_output_directory_holds_the_student_its_losses_and_the_log(inputs: P
     }
     log = (tmp_path / "deep" / "out" / "distill.log").read_text()
     assert "learning_rate=5e-05" in log
-    assert "update 2 of 2" in log
+    assert "step 2 of 2" in log
     assert "WARNING" not in log
     assert log == done.stderr
 
@@ -378,6 +378,47 @@ def test_tinybert_in_two_steps_agrees_with_the_plain_version(inputs: Path, tmp_p
     assert load_ranker(tmp_path / "second")[1] == {}  # a finished ranker
 
 
+def test_tinybert_is_its_two_trainings_in_one_command(inputs: Path, tmp_path: Path) -> None:
+    first = ["--distill_model", "intermediate", "--learning_rate", 2e-3, "--num_train_epochs", 3, "--att_weight", 0.5]
+    distil(inputs, tmp_path / "first", *first, "--layer_map", "1,3,6", "--ignore_padding")
+    second = ["--distill_model", "prediction", "--learning_rate", 1e-3, "--temperature", 2]
+    distil(inputs, tmp_path / "second", *second, "--general_student_model", tmp_path / "first", "--no_teacher_check")
+
+    more = ["--distill_model", "tinybert", "--learning_rate", 1e-3, "--temperature", 2, "--no_teacher_check"]
+    more += ["--intermediate_learning_rate", 2e-3, "--intermediate_num_train_epochs", 3, "--att_weight", 0.5]
+    distil(inputs, tmp_path / "out", *more, "--layer_map", "1,3,6", "--ignore_padding")
+    for name, other in (("out_intermediate", "first"), ("out", "second")):
+        for file in ("model.safetensors", "train_loss.jsonl", "config.json", "training.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / other / file).read_bytes(), file
+    for name in ("out_intermediate", "out"):  # each training has its own log
+        log = (tmp_path / name / "distill.log").read_text()
+        assert log.count("settings: ") == log.count("examples in ") == 1
+
+
+def test_tinybert_with_nothing_to_learn_is_refused(inputs: Path, tmp_path: Path) -> None:
+    for more, says in (
+        (["--soft_weight", 0], "--soft_weight"),
+        (["--att_weight", 0, "--rep_weight", 0], "--att_weight"),
+        (["--fp16", "--fp16_backend", "apex"], "--fp16_backend"),
+        (["--alpha", 0.3], "--alpha"),
+    ):
+        refused(inputs, tmp_path, "--distill_model", "tinybert", *more, says=(says,))
+    more = ["--intermediate_learning_rate", 1e-3]
+    refused(
+        inputs, tmp_path, *more, says=("--intermediate_learning_rate: has no use without --distill_model tinybert",)
+    )
+
+
+def test_tinybert_replaces_no_run_of_either_training_unasked(inputs: Path, tmp_path: Path) -> None:
+    for name in ("out_intermediate", "out"):
+        distil(inputs, tmp_path / name)
+        before = (tmp_path / name / "model.safetensors").read_bytes()
+        done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--distill_model", "tinybert"))
+        assert_refused(done, f"{tmp_path / name} holds config.json of an earlier run")
+        assert (tmp_path / name / "model.safetensors").read_bytes() == before
+        shutil.rmtree(tmp_path / name)
+
+
 def test_general_distillation_needs_neither_labels_nor_a_fine_tuned_teacher(inputs: Path, tmp_path: Path) -> None:
     weights = {k: v for k, v in teacher_weights().items() if not k.startswith(("classifier", "bert.pooler"))}
     write_published(tmp_path / "encoder", TEACHER, weights)
@@ -464,7 +505,8 @@ def test_a_teacher_that_ranks_the_examples_is_taken_and_its_auc_logged(
     features = write_labelled_features(tmp_path / "features", labels)
     distil(inputs, tmp_path / "out", "--features_file", features)
     found = re.search(
-        r"teacher checked: AUC (0\.\d+) over 128 relevant and 128 other", (tmp_path / "out" / "distill.log").read_text()
+        r"teacher checked: AUC (0\.\d+) over 128 relevant and 128 not relevant",
+        (tmp_path / "out" / "distill.log").read_text(),
     )
     order = epoch_order(42, 0, 300)
     ones, zeros = (gaps[order[labels[order] == label][:128]] for label in (1, 0))
@@ -477,7 +519,12 @@ def test_a_random_or_reversed_teacher_is_refused_with_its_auc(inputs: Path, tmp_
     random_labels = write_labelled_features(tmp_path / "random", np.arange(300) % 2)
     for distill_model in ("simplified", "standard", "prediction"):
         more = ["--distill_model", distill_model, "--features_file"]
-        says = ("--teacher_model", str(inputs / "teacher"), "AUC 0.000 over 128 relevant and 128 other", "turned round")
+        says = (
+            "--teacher_model",
+            str(inputs / "teacher"),
+            "AUC 0.000 over 128 relevant and 128 not relevant",
+            "flipped",
+        )
         refused(inputs, tmp_path, *more, reversed_labels, says=(*says, "--no_teacher_check"))
         refused(inputs, tmp_path, *more, random_labels, says=("hardly better than chance", "--no_teacher_check"))
     distil(inputs, tmp_path / "done", "--features_file", reversed_labels, "--no_teacher_check")
@@ -495,7 +542,7 @@ def test_a_teacher_is_not_judged_by_a_handful_of_examples(inputs: Path, tmp_path
     labels[np.argsort(gaps)[15]] = 1
     refused(
         inputs, tmp_path, "--features_file", write_labelled_features(tmp_path / "enough", labels),
-        says=("AUC 0.000 over 16 relevant and 128 other examples",),
+        says=("AUC 0.000 over 16 relevant and 128 not relevant examples",),
     )  # fmt: skip
 
 
@@ -585,7 +632,7 @@ def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) 
         ("save_model_step", ["-1", "x"]),
         ("seed", ["-1", "1.5", str(1 << 64), "x"]),
         ("max_seq_length", ["16", "18", "0", "x"]),
-        ("distill_model", ["tinybert", "x"]),
+        ("distill_model", ["tinybert1", "x"]),
         ("att_weight", ["-1", "nan", "inf", "x"]),
         ("hard_weight", ["-0.5", "x"]),
         ("layer_map", ["2,4", "0,2,4", "2,4,7", "2,4,6,6", "2,,4", "2;4;6", "-1,2,3", "a", "2.0,4,6"]),
@@ -734,7 +781,7 @@ def test_a_training_that_diverges_leaves_no_model(inputs: Path, tmp_path: Path) 
     more = ["--learning_rate", "1e38", "--num_train_epochs", 5]
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 2
-    assert "error: update 3: loss, cls_loss, att_loss" in done.stderr.splitlines()[-1]
+    assert "error: step 3: loss, cls_loss, att_loss" in done.stderr.splitlines()[-1]
     assert "the examples e6, e5, e0, e4, e7, e3, e1, e2" in done.stderr.splitlines()[-1]
     assert not {"config.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
     assert not list(tmp_path.rglob(".*"))

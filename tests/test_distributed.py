@@ -90,7 +90,7 @@ def test_distilling_has_the_losses_of_one_process(inputs: Path, tmp_path: Path) 
     # one process speaks, also of what each did
     log = (tmp_path / "two" / "distill.log").read_text()
     assert log == done.stderr
-    assert log.count("update 6 of 6") == log.count("classifier.weight, classifier.bias not found") == 1
+    assert log.count("step 6 of 6") == log.count("classifier.weight, classifier.bias not found") == 1
     assert "device: 2 processes, the first on cpu" in log
     for number in (0, 1):
         assert re.search(rf" process {number}: 24 examples in [\d.]+ s, [\d.]+ examples/s, .* at most 0\.\d+ GB", log)
@@ -237,7 +237,7 @@ def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> No
     distil_refused("--fp16", "--fp16_backend", "apex", says="--fp16_backend: apex works in one process alone")
     distil_refused("--teacher_model", tmp_path / "none", says="is not a directory")
     assert os.listdir(tmp_path) == []
-    distil_refused("--learning_rate", 1e38, says="update 3: loss, cls_loss, att_loss")
+    distil_refused("--learning_rate", 1e38, says="step 3: loss, cls_loss, att_loss")
     assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "speed.jsonl", "train_loss.jsonl", "training.json"]
     no_directory = rerank_arguments(inputs, tmp_path / "none" / "scores")
     assert_one_error(run_two(pool, "rerank.py", *no_directory), "--output_scores_file: the directory")

@@ -16,12 +16,16 @@ from tiny import (
 )
 
 from benchmarks import reference
-from distill import LOSSES, distillation_losses, set_weights
+from distill import METHODS, distillation_losses
 from formats.features import Features
 from modeling import losses
 from modeling.general_student import make_fit_dense
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss, teacher_layers
 from modeling.model_files import load_ranker
+from training.flags import set_weights
+from training.inputs import Models
+from training.precision import Precision
+from training.terms import LOSSES
 
 BATCH, HEADS, TOKENS, STUDENT_HEAD, TEACHER_HEAD = 2, 3, 5, 4, 7
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -221,7 +225,7 @@ def test_hard_label_loss_by_hand() -> None:
     [("standard", 0.5, 1.0), ("standard", 0.3, 2.0), ("simplified", 0.5, 1.0), ("simplified", 0.5, 4.0),
      ("intermediate", 0.5, 1.0), ("prediction", 0.5, 2.0), ("hard", 0.5, 1.0)],
 )  # fmt: skip
-def test_losses_and_all_gradients_agree_with_the_plain_version(
+def test_losses_and_all_gradients_agree_with_the_reference_implementation(
     tmp_path, distill_model: str, alpha: float, temperature: float, pooled_activation: str
 ) -> None:
     write_published(tmp_path / "teacher", TEACHER, teacher_weights())
@@ -235,12 +239,13 @@ def test_losses_and_all_gradients_agree_with_the_plain_version(
     fit_dense = make_fit_dense(STUDENT.hidden, TEACHER.hidden, saved, 0, 0.02)
     weights = {f"{name}_weight": None for name in ("att", "rep", "soft", "hard")}
     settings = argparse.Namespace(
-        distill_model=distill_model, alpha=alpha, temperature=temperature, fp16_backend="torch", ignore_padding=False,
+        distill_model=distill_model, alpha=alpha, temperature=temperature, ignore_padding=False,
         **weights,
     )  # fmt: skip
-    set_weights(settings)
+    set_weights(settings, METHODS)
     layer_map = [0, 2, 4, 6] if distill_model in ("simplified", "intermediate") else []
-    found = distillation_losses(settings, student, teacher, fit_dense, layer_map, batch)
+    models = Models(student, teacher, fit_dense, layer_map, [])
+    found = distillation_losses(settings, models, batch, Precision("fp32", torch.device("cpu")))
     assert list(found) == list(LOSSES)
     found["loss"].backward()
 

@@ -37,7 +37,7 @@ from modeling.model_files import load_ranker
 from runtime.errors import InputError
 from training.checkpoints import CHECKPOINT_FILES
 from training.optimizer import BertAdam
-from training.state import Training, TrainingStateError, save_training_state
+from training.state import Progress, Training, TrainingStateError, save_training_state
 
 STOPPED = 75
 UPDATES = 10  # two epochs of 5
@@ -117,8 +117,8 @@ def test_a_signal_finishes_the_update_and_saves_it(
     output = tmp_path / "out"
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_update(stop, send(number)))
     assert done.status == STOPPED, done
-    assert f"{signal.Signals(number).name}: finishing the update" in done.stderr
-    assert f"stopped by a signal after update {stop}; --resume goes on" in done.stderr
+    assert f"{signal.Signals(number).name}: finishing the step" in done.stderr
+    assert f"stopped by a signal after step {stop}; --resume resumes it" in done.stderr
     check_checksums(output / f"checkpoint-{stop}", CHECKPOINT_FILES)
     assert not (output / "config.json").exists()
     assert not (output / ".lock").exists()
@@ -274,6 +274,25 @@ def test_every_method_goes_on_exactly(inputs: Path, tmp_path: Path, more: list[o
     assert result(output) == result(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kill", [3, UPDATES - 1, UPDATES + 1, UPDATES + 5])
+def test_tinybert_resumes_in_either_training(inputs: Path, tmp_path: Path, kill: int) -> None:
+    more = ["--distill_model", "tinybert"]
+    distil(inputs, tmp_path / "whole", *more)
+    output = tmp_path / "out"
+    prepare = at_update(kill, send(signal.SIGKILL))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
+    assert done.status == -signal.SIGKILL
+    first = (tmp_path / "out_intermediate" / "distill.log").read_text()
+    assert (tmp_path / "out_intermediate" / "config.json").exists() == (kill > UPDATES)
+    distil(inputs, output, "--resume", *more)
+    for name in ("", "_intermediate"):
+        assert result(tmp_path / f"out{name}") == result(tmp_path / f"whole{name}")
+    if kill > UPDATES:  # a finished training is not repeated
+        assert (tmp_path / "out_intermediate" / "distill.log").read_text() == first
+    done = run_main("distill.py", *arguments(inputs, output, "--resume", *more))
+    assert (done.status, done.stdout.count("is finished, there is nothing to resume")) == (0, 2)
+
+
 def test_two_threads_go_on_exactly(inputs: Path, tmp_path: Path) -> None:
     def run(name: str, *more: object, **settings) -> Finished:
         return run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / name, *more), threads=2, **settings)
@@ -289,7 +308,7 @@ def test_another_number_of_threads_is_told(inputs: Path, tmp_path: Path) -> None
     stop_early(inputs, tmp_path)
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out", "--resume"), threads=2)
     assert done.status == 0
-    assert "so far the run was on" in done.stderr
+    assert "until now the run was on" in done.stderr
     assert "rounding may differ" in done.stderr
 
 
@@ -311,7 +330,7 @@ def test_a_gpu_goes_on_exactly(inputs: Path, tmp_path: Path, precision: str) -> 
 
 
 def stop_early(inputs: Path, directory: Path, after: int = 5, *more: object) -> Path:
-    """A run that was stopped after update 5, with checkpoints 2, 4 and 5."""
+    """A run that was stopped after step 5, with checkpoints 2, 4 and 5."""
     output = directory / "out"
     prepare = at_update(after, send(signal.SIGTERM))
     assert run_forked(directory, "distill.py", *arguments(inputs, output, *more), prepare=prepare).status == STOPPED
@@ -358,9 +377,7 @@ def test_without_resume_an_unfinished_run_is_kept(inputs: Path, tmp_path: Path) 
     output = stop_early(inputs, tmp_path)
     before = result(output)
     done = run_main("distill.py", *arguments(inputs, output))
-    assert_refused(
-        done, "holds checkpoint-2 of an earlier run", "--resume to go on with it", "--overwrite to replace it"
-    )
+    assert_refused(done, "holds checkpoint-2 of an earlier run", "--resume to resume it", "--overwrite to replace it")
     assert result(output) == before
     done = run_main("distill.py", *arguments(inputs, output, "--resume", "--overwrite"))
     assert_refused(done, "--resume", "--overwrite")
@@ -544,7 +561,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert done.status == 0, done
     log = (output / "distill.log").read_text()
     assert f"{output / 'checkpoint-6'}" in log
-    assert "going on from an earlier checkpoint" in log
+    assert "resuming from an earlier checkpoint" in log
     assert f"resuming from {output / 'checkpoint-4'}" in log
     assert result(output) == uninterrupted
 
@@ -645,7 +662,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     training = Training(trained, BertAdam(trained.parameters(), lr=1, total_steps=1), torch.amp.GradScaler("cpu"))
     trained["fit_dense"].bias.data[1] = float("inf")
     with pytest.raises(TrainingStateError, match=r"fit_dense\.bias is not finite"):
-        save_training_state(tmp_path, training, [], {})
+        save_training_state(tmp_path, training, [], Progress(), {})
     assert not list(tmp_path.iterdir())
 
 
@@ -677,7 +694,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     assert done.status == 2
     term = {"attention_loss": "att", "hidden_states_loss": "rep", "soft_label_loss": "soft", "hard_label_loss": "hard"}
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("distill.py: error: update 5: loss, ")
+    assert last.startswith("distill.py: error: step 5: loss, ")
     assert f"{term[name]}_loss not finite" in last or f"{term[name]}_loss, " in last
     assert "the examples e" in last
     assert len(set(last.rpartition("the examples ")[2].split(", "))) == 4
@@ -692,7 +709,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(inputs: P
         done = run_main("distill.py", *arguments(inputs, output))
     assert done.status == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"distill.py: error: update {UPDATES}: the norm of a gradient is not finite")
+    assert last.startswith(f"distill.py: error: step {UPDATES}: the norm of a gradient is not finite")
     assert not (output / "config.json").exists()
 
 
@@ -702,7 +719,7 @@ def test_a_teacher_that_overflows_stops_the_run(inputs: Path, tmp_path: Path) ->
     write_published(tmp_path / "teacher", TEACHER, weights)
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--teacher_model", tmp_path / "teacher"))
     assert done.status == 2
-    assert "error: update 1: loss, " in done.stderr.splitlines()[-1]
+    assert "error: step 1: loss, " in done.stderr.splitlines()[-1]
     assert "look at the teacher and the examples e" in done.stderr.splitlines()[-1]
 
 
@@ -720,7 +737,7 @@ def test_in_float16_an_update_that_overflows_is_skipped_and_counted(
     with with_loss("hard_label_loss", fault, first=3, last=4):
         done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 0, done
-    assert f"2 of {UPDATES} updates skipped" in done.stderr
+    assert f"2 of {UPDATES} steps skipped" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "train_loss.jsonl").read_text().splitlines()]
     assert lines[3]["learning_rate"] == lines[2]["learning_rate"] == lines[4]["learning_rate"]
     assert lines[5]["learning_rate"] != lines[4]["learning_rate"]
@@ -747,5 +764,5 @@ def test_in_float16_a_run_that_skips_every_update_stops(inputs: Path, tmp_path: 
     with with_loss("hard_label_loss", lambda loss: loss * float("nan"), first=11, last=1000):
         done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 2
-    assert "error: update 110: a loss or a gradient was not finite in float16, 100 times" in done.stderr
+    assert "error: step 110: a loss or a gradient was not finite in float16, 100 times" in done.stderr
     assert not (tmp_path / "out" / "config.json").exists()
