@@ -1,4 +1,4 @@
-"""The flags of distill.py, and what they must be. Loads no torch, so that a wrong flag is told within a second."""
+"""The flags of distill.py and their checks. Loads no torch, so that a wrong flag is reported within a second."""
 
 import argparse
 import copy
@@ -31,7 +31,8 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
 --resume continues a run that was stopped; give it the same flags. The student is the same. SIGINT (Ctrl-C) and SIGTERM
 finish the step, save a checkpoint and end with exit status 75.
 
-torchrun --nproc_per_node N distill.py ... shares each batch among N processes, on GPUs one each.
+torchrun --nproc_per_node N distill.py ... splits each batch over N processes; each process uses one GPU, if there are
+GPUs.
 
 A flag without value also takes =yes and =no. `--flag=` with no value is the default."""
 
@@ -222,7 +223,7 @@ def check_tinybert_args(args: argparse.Namespace) -> None:
 
 
 def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, float]]) -> None:
-    """Gives each term the weight that `--distill_model` stands for, unless its own flag gives another."""
+    """Sets the weight of each term: that of its flag, or else that of `--distill_model`."""
     if args.distill_model == "tinybert":
         weights = {name: weight for step in TINYBERT_STEPS for name, weight in methods[step].items()}
     elif args.distill_model == "standard":
@@ -239,7 +240,7 @@ def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, flo
 
 
 def learns_labels(args: argparse.Namespace) -> bool:
-    """Whether the student becomes a ranker: without soft or hard labels its classifier learns nothing."""
+    """Whether the student learns soft or hard labels. Without them its classifier learns nothing: it is not a ranker."""
     return any(getattr(args, f"{term.name}_weight") for term in TERMS if term.learns_labels)
 
 
@@ -249,7 +250,7 @@ def compares_layers(args: argparse.Namespace) -> bool:
 
 
 def check_unused_args(args: argparse.Namespace) -> None:
-    """Refuses flags that the terms of the loss do not use."""
+    """Raises InputError for flags that no term of the loss uses."""
     needs_teacher = compares_layers(args) or args.soft_weight > 0
     if (args.teacher_model is not None) != needs_teacher:
         raise InputError(
@@ -334,7 +335,7 @@ def check_dev_args(args: argparse.Namespace) -> None:
 
 
 def trainings(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The trainings of a command, in order: one, or TinyBERT's two, the second from the student of the first."""
+    """Returns the trainings of a command, in order. TinyBERT has two: the second starts from the student of the first."""
     if args.distill_model != "tinybert":
         return [args]
     first, second = copy.copy(args), copy.copy(args)
