@@ -3,12 +3,12 @@
 
 from training.flags import compares_layers, learns_labels, parse_args, trainings
 
-# The methods: the weights of the terms of the loss; the others are 0. `--alpha` changes those of standard.
+# The weights of the loss terms of each method; a term not listed has weight 0. `--alpha` sets those of standard.
 METHODS = {
     "standard": {"soft": 0.5, "hard": 0.5},
     "simplified": {"att": 1, "rep": 1, "soft": 1, "hard": 1},
-    "intermediate": {"att": 1, "rep": 1},  # TinyBERT's first training
-    "prediction": {"soft": 1},  # and its second
+    "intermediate": {"att": 1, "rep": 1},  # TinyBERT's first step
+    "prediction": {"soft": 1},  # TinyBERT's second step
     "hard": {"hard": 1},
 }
 
@@ -61,10 +61,10 @@ from training.terms import LOSSES, TERMS
 logger = logging.getLogger("distill")
 
 STOPPED = 75  # exit status: stopped by a signal after saving, can be resumed (EX_TEMPFAIL of sysexits.h)
-MAX_SKIPPED = 100  # steps in a row: a scaler needs some 20 to find its scale, so more have another reason
+MAX_SKIPPED = 100  # skipped steps in a row that stop the run; a scaler finds its scale within about 20
 # Flags whose files are compared by content when a run resumes.
 CONTENTS = ("features_file", "teacher_model", "general_student_model", "dev_features_file", "dev_qrels")
-# These, and flags that change no figure.
+# Flags that may differ when a run resumes: these, and those that do not change the student.
 NOT_SETTINGS = {
     *CONTENTS,
     *("max_seq_length", "do_lower_case", "no_teacher_check", "tensorboard_dir"),
@@ -77,13 +77,13 @@ NOT_SETTINGS = {
 def distillation_losses(
     args: argparse.Namespace, models: Models, batch: dict[str, torch.Tensor], precision: Precision
 ) -> dict[str, torch.Tensor]:
-    """The losses named in `LOSSES` of one batch, float32 scalars. A term of weight 0 is not computed and counts 0.
+    """Returns the losses of one batch, by their names in `LOSSES`: float32 scalars.
 
-    `batch`: as from `Features.batch`, on the device.
+    A term of weight 0 is not computed; its loss is 0. `batch`: the arrays of `Features.batch` as tensors on the device.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     mask = batch["attention_mask"]
-    layers = range(len(models.layer_map))  # of the student; 0 are the embeddings
+    layers = range(len(models.layer_map))  # of the student; 0 is the embeddings
     teacher_of = models.layer_map
     hidden_states = args.rep_weight > 0
     queries_keys = args.att_weight > 0
@@ -139,14 +139,15 @@ def train(
     device: torch.device,
     run: RunDirectory,
 ) -> Progress:
-    """The training loop. Trains the student in place, from the start that `run` has; returns the progress at its end.
+    """The training loop. Trains the student in place; returns the progress after the last step.
 
-    Raises InputError, before the weights change, if a loss or a gradient is not finite, except in float16; SystemExit
-    with `STOPPED` after saving, if a signal asks for it.
+    It starts from the checkpoint that `run` resumes, or from the beginning. Raises InputError, before the weights
+    change, if a loss or a gradient is not finite, except in float16. After a signal it saves a checkpoint and raises
+    SystemExit with `STOPPED`.
     """
     trained = models.trained()
     num_steps = len(features) // args.train_batch_size * args.num_train_epochs
-    num_parts = args.gradient_accumulation_steps * world_size()  # of a batch; the losses of all count the same
+    num_parts = args.gradient_accumulation_steps * world_size()  # of a batch; all have the same weight
     optimizer = BertAdam(
         decay_groups(trained.named_parameters(), args.weight_decay),
         lr=args.learning_rate,
@@ -169,22 +170,22 @@ def train(
         for step, examples, own_parts in steps:
             clock.start_step()
             learning_rate = optimizer.learning_rate()
-            totals = torch.zeros(len(LOSSES) + 1, device=device)  # and whether a process was asked to stop
+            totals = torch.zeros(len(LOSSES) + 1, device=device)  # the losses, and the number of signals
             for part in own_parts:
                 batch = to_device(features.batch(part, pad_to), device)
                 with precision.autocast():
                     losses = distillation_losses(args, models, batch, precision)
                 precision.backward(losses["loss"] / num_parts, is_last=part is own_parts[-1])
                 totals[:-1] += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
-            all_reduce_gradients(trained.parameters())  # still scaled, so that an overflow is one in every process
+            all_reduce_gradients(trained.parameters())  # still scaled, so that all processes see the same overflow
             totals[-1] = len(signals)
             *means, must_stop = all_reduce(totals).tolist()
             not_finite = [name for name, mean in zip(LOSSES, means, strict=True) if not math.isfinite(mean)]
             try:
-                is_made = precision.step(optimizer, not_finite)
+                is_applied = precision.step(optimizer, not_finite)
             except GradientError as error:
                 raise not_finite_error(step, error, features.example_ids(examples)) from None
-            progress.add(step, means, is_made)
+            progress.add(step, means, is_applied)
             if progress.skipped_in_a_row == MAX_SKIPPED:
                 raise InputError(
                     f"step {step}: a loss or a gradient was not finite in float16, {MAX_SKIPPED} times in a row; use "
@@ -197,12 +198,12 @@ def train(
             if dev is not None and (is_last or step % args.eval_model_step == 0):
                 with precision.without_casts():
                     value = dev_measure(dev, models.student, precision.name, features.header.max_seq_length)
-                # GPUs can differ in the last digit, and all processes have to stop after the same evaluation.
+                # All processes use the value of rank 0: GPUs can differ in the last digit, and all must stop together.
                 run.record_dev(dev.measure, all_gather(value)[0], progress)
                 if progress.evaluations_since_best == args.early_stopping_patience:
                     logger.info("stopping early: %d evaluations without a better one", args.early_stopping_patience)
                     is_last = True
-            must_stop = must_stop if world_size() > 1 else len(signals)  # alone, no need to wait for the next step
+            must_stop = must_stop if world_size() > 1 else len(signals)  # one process alone can stop after this step
             if is_last or step % args.train_loss_step == 0:
                 line = {"global_step": step, **progress.take_mean_losses(), "learning_rate": learning_rate}
                 run.record_losses(line, clock.take_steps_per_second() * args.train_batch_size)
@@ -225,23 +226,23 @@ def train(
 
 def not_finite_error(step: int, error: GradientError, example_ids: list[str]) -> InputError:
     message = (
-        f"step {step}: {error}, so the run stops before it; lower --learning_rate, or look at the teacher and the "
-        f"examples {', '.join(example_ids)}"
+        f"step {step}: {error}, so the run stops before this step; lower --learning_rate, or look at the teacher and "
+        f"the examples {', '.join(example_ids)}"
     )
-    logger.error("%s", message)  # all of it; the message on stderr is shortened
+    logger.error("%s", message)  # the whole message; stderr shows a shortened one
     return InputError(message)
 
 
 def distil(args: argparse.Namespace, device: torch.device, precision: Precision) -> None:
-    """One training, in an output directory that this process has locked."""
-    torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which differs between processes
+    """Runs one training. This process must have locked its output directory."""
+    torch.manual_seed((args.seed + rank()) % (1 << 64))  # for dropout, which differs between processes
     output = args.output_student_dir
     check_output_dir(
         output, args.overwrite, args.resume, [args.teacher_model, args.general_student_model, args.features_file]
     )
     weights = {term.name: getattr(args, f"{term.name}_weight") for term in TERMS}
     dev, checked = None, ""
-    with buffered_log() as records:  # nothing is written until all is checked
+    with buffered_log() as records:  # nothing is written before all checks have passed
         teacher_dir = args.teacher_model and model_directory(args.teacher_model)
         features = load_features(
             args.features_file, args.max_seq_length, args.do_lower_case, args.hard_weight > 0, args.train_batch_size
@@ -268,7 +269,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
             return
         start = run.find_checkpoint() if args.resume else None
         models.to(device)
-        # apex changes modules that it knows, and has its own precisions
+        # FrozenRanker has no dropout. apex needs the module itself, because it sets the precision of its matmuls.
         if models.teacher is not None and not args.teacher_dropout and args.fp16_backend == "torch":
             models = models._replace(teacher=FrozenRanker(models.teacher, precision.name))
         keep_freed_memory()
@@ -277,7 +278,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
                 autocast = precision.autocast()
                 checked = check_teacher(args.teacher_model, models.teacher, features, args.seed, device, autocast)
 
-    init_process_group(device)  # from here on no process looks for an earlier run
+    init_process_group(device)  # a barrier: rank 0 changes the directory after all have read it
     if rank() == 0:
         run.prepare()
     with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
@@ -296,7 +297,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
         with out_of_memory_explained():
             progress = train(args, features, models, dev, precision, device, run)
         seconds = time.monotonic() - begin
-        with defer_signals() if rank() == 0 else contextlib.nullcontext():  # too late to stop
+        with defer_signals() if rank() == 0 else contextlib.nullcontext():  # a signal no longer stops the run
             run.finish(progress)
         if dev is not None:
             logger.info(
@@ -310,7 +311,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
 
 
 def settings_of(args: argparse.Namespace, features: Features, models: Models) -> dict[str, object]:
-    """What must be the same to resume a run."""
+    """Returns the settings that must be the same when the run resumes."""
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS} | {
         "pooled_activation": models.student.pooled_activation,
         "layer_map": models.layer_map,

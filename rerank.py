@@ -17,12 +17,12 @@ def parse_args() -> argparse.Namespace:
 
 In:  features of pairs whose ids are query_id#passage_id (tokenize_to_features.py --set_name test), and a model
      directory.
-Out: a line a pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
-     "relevant", from 0 to 1. Beside it OUTPUT_SCORES_FILE.log gets a line with count and speed, and
-     OUTPUT_SCORES_FILE.speed.json holds the same as JSON.
+Out: one line per pair, in input order, tab-separated: query_id, passage_id, score. The score is the probability of
+     "relevant", from 0 to 1. OUTPUT_SCORES_FILE.log gets a line with the number of passages and the speed;
+     OUTPUT_SCORES_FILE.speed.json has the same as JSON.
 
-torchrun --nproc_per_node N rerank.py ... shares the batches among N processes, on GPUs one each. The scores are the
-same.""",
+torchrun --nproc_per_node N rerank.py ... splits the batches over N processes; each process uses one GPU, if there are
+GPUs. The scores are the same.""",
     )
     parser.add_argument(
         "--model_dir", required=True, help="the ranker's model directory, or its id on the Hugging Face Hub"
@@ -33,7 +33,7 @@ same.""",
     parser.add_argument(
         "--eval_batch_size",
         type=int,
-        help="pairs of full length scored at a time, of shorter ones more (default 16 on a CPU, 512 on a GPU)",
+        help="pairs of full length in a batch; a batch of shorter pairs has more (default 16 on a CPU, 512 on a GPU)",
     )
     parser.add_argument("--max_seq_length", type=int, help="must be that of the features, which is the default")
     parser.add_argument(
@@ -45,8 +45,8 @@ same.""",
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
         default="fp32",
-        help="of the model (default fp32). fp16 needs a GPU, int8 (8-bit weights) a CPU; auto: fp16 on a GPU, bf16 on "
-        "a CPU that multiplies it, else fp32",
+        help="of matmuls (default fp32). fp16 needs a GPU, int8 (8-bit weights) needs a CPU; auto: fp16 on a GPU, bf16 "
+        "on a CPU with bfloat16 matmuls, else fp32",
     )
     precision.add_argument("--fp16", action="store_true", help="old name of --precision: fp16 on a GPU, bf16 on a CPU")
     return parser.parse(check_args)
@@ -96,7 +96,7 @@ logger = logging.getLogger("rerank")
 def main(args: argparse.Namespace) -> None:
     device = local_device(choose_device(args.device))
     precision = choose_precision(args.precision, args.fp16, device)
-    with buffered_log() as held:
+    with buffered_log() as records:
         header, count = check_pairs(args.features_file, "--features_file")
         if args.max_seq_length not in (None, header.max_seq_length):
             raise InputError(
@@ -107,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
         check_reads_features(args.model_dir, ranker, args.features_file, header)
         model = FrozenRanker(ranker.to(device), precision)
         del ranker
-    for record in held:
+    for record in records:
         logger.handle(record)
     keep_freed_memory()
     batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length

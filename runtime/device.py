@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""The device and the precision of a model."""
 
 import contextlib
 import ctypes
@@ -15,13 +15,13 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 class DeviceError(InputError):
-    """A device that is not there. The message says which are."""
+    """A device or precision that is not available. The message says which are."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; else `cpu`, `cuda`, `cuda:1`, or a bare GPU number.
+    """Returns the device of a name: `auto` (CUDA if there is a GPU), `cpu`, `cuda`, `cuda:1`, or a bare GPU number.
 
-    Raises DeviceError for any other name, and for a GPU that this machine lacks.
+    Raises DeviceError for any other name, and for a GPU that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,18 +33,18 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"--device: '{name}' is none of auto, cpu, cuda, cuda:N, N")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise DeviceError(f"--device: '{name}' is not there, this machine has {gpus} GPUs; use auto or cpu")
+        raise DeviceError(f"--device: '{name}' is not available, this machine has {gpus} GPUs; use auto or cpu")
     return device
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch failed for want of memory, on a GPU or a CPU."""
+    """Whether the memory of the GPU or the CPU was too small."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager
 def out_of_memory_explained() -> Iterator[None]:
-    """Inside, a lack of memory raises InputError, which names the flags of distill.py that need less."""
+    """Inside, running out of memory raises InputError. It names the flags of distill.py that save memory."""
     try:
         yield
     except RuntimeError as error:
@@ -54,7 +54,7 @@ def out_of_memory_explained() -> Iterator[None]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has products of bfloat16; without, they are several times as slow as those of float32."""
+    """Whether this CPU has bfloat16 matmuls. Without them bfloat16 is several times slower than float32."""
     try:
         features = Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
     except OSError:
@@ -63,11 +63,12 @@ def multiplies_bfloat16() -> bool:
 
 
 def choose_precision(name: str, fp16: bool, device: torch.device) -> str:
-    """The precision that `--precision` and `--fp16`, its old name, stand for: fp32, fp16, bf16 or int8.
+    """Returns the precision of `--precision` and `--fp16`, its old name: fp32, fp16, bf16 or int8.
 
-    `auto` and `--fp16` are fp16 on CUDA; on a CPU `--fp16` is bf16, and so is `auto` where the processor multiplies it.
+    On CUDA, `auto` and `--fp16` are fp16. On a CPU, `--fp16` is bf16; `auto` is bf16 if the CPU has bfloat16 matmuls,
+    else fp32.
 
-    Raises DeviceError for a precision that the device lacks.
+    Raises DeviceError for a precision that the device does not have.
     """
     on_cpu = device.type == "cpu"
     if fp16:
@@ -75,33 +76,33 @@ def choose_precision(name: str, fp16: bool, device: torch.device) -> str:
     if name == "auto":
         return "fp16" if not on_cpu else "bf16" if multiplies_bfloat16() else "fp32"
     if name == "fp16" and on_cpu:
-        raise DeviceError("--precision fp16: needs a GPU; take bf16, fp32 or auto on a CPU")
+        raise DeviceError("--precision fp16: needs a GPU; use bf16, fp32 or auto on a CPU")
     if name == "int8" and not on_cpu:
-        raise DeviceError("--precision int8: is for a CPU; add --device cpu, or take fp16 or auto")
+        raise DeviceError("--precision int8: needs a CPU; add --device cpu, or use fp16 or auto")
     return name
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of the products in fp32, fp16 or bf16."""
+    """Returns the dtype of matmuls in fp32, fp16 or bf16."""
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def be_deterministic() -> None:
-    """Has a GPU take, from now on, only algorithms that give the same bytes each time. A CPU's here always do.
+    """Makes a GPU use only deterministic algorithms from now on. A CPU always does here.
 
-    To be called before anything runs on the GPU.
+    Must be called before anything runs on the GPU.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # would cost time, and nothing here reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # these two have no deterministic backward pass
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def keep_freed_memory() -> None:
-    """Has Linux's C library keep what is freed from now on; else each large tensor costs its page faults anew.
+    """Makes glibc keep memory that is freed from now on. Otherwise each large tensor costs new page faults.
 
-    What loading has left free is given back first. No effect where there is another C library.
+    Returns the memory that is free now to the system first. Does nothing with another C library.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -111,7 +112,7 @@ def keep_freed_memory() -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """For logs."""
+    """Returns the name of a device for logs."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

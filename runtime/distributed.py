@@ -1,6 +1,6 @@
-"""torch.distributed, as torchrun starts it: several processes share one job. Without torchrun nothing here costs time.
+"""torch.distributed under torchrun: several processes share one job. Without torchrun these functions do nothing.
 
-Only rank 0 writes files and prints. On GPUs each process has its own.
+Only rank 0 writes files and prints. If there are GPUs, each process has one.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ _BUCKET_NUMBERS = 1 << 24  # gradients that one all_reduce sums: few calls, and 
 
 
 class ProcessError(InputError):
-    """Another process has ended without an error that it could report."""
+    """Another process has ended without reporting an error."""
 
 
 def rank_zero_only(main: Callable[..., None]) -> Callable[..., None]:
-    """A script's `main` for several processes: only rank 0 prints and logs.
+    """Wraps the `main` of a script for several processes: only rank 0 prints and logs.
 
-    Only the first process that meets an error reports it. The others, which meet the same error or wait for that
-    process, end without a message.
+    Only the first process with an error reports it. The other processes have the same error or wait for that process;
+    they end without a message.
     """
     if world_size() == 1:
         return main
@@ -65,9 +65,9 @@ def _is_first_error(store: "dist.Store") -> bool:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: of several on GPUs, the GPU with its local rank.
+    """Returns the device of this process. Each of several processes gets the GPU with its local rank.
 
-    Raises DeviceError if they would share one.
+    Raises DeviceError if two processes would share a GPU.
     """
     if world_size() == 1 or device.type == "cpu":
         return device
@@ -80,13 +80,13 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def devices_name(device: torch.device) -> str:
-    """The device of this process, and how many processes there are, for logs."""
+    """Returns the device of this process and the number of processes, for logs."""
     name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} processes, the first on {name}"
 
 
 def init_process_group(device: torch.device) -> None:
-    """Returns when all processes are here. From then on they can exchange tensors on `device`."""
+    """Waits for all processes. Then they can exchange tensors on `device`."""
     if world_size() == 1:
         return
     if not dist.is_initialized():
@@ -111,7 +111,7 @@ def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replaces each gradient by its sum over all processes. The same parameters have one in each."""
+    """Replaces each gradient by its sum over all processes. All processes have gradients of the same parameters."""
     if world_size() == 1:
         return
     bucket, numbers = [], 0
@@ -128,7 +128,7 @@ def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def all_gather(value: object) -> list:
-    """The values of all processes, by rank. Raises ProcessError if one has ended."""
+    """Returns the values of all processes, by rank. Raises ProcessError if one has ended."""
     values = [value] * world_size()
     if world_size() > 1:
         try:
@@ -139,9 +139,9 @@ def all_gather(value: object) -> list:
 
 
 def process_reports(count: int, unit: str, seconds: float, device: torch.device) -> list[str]:
-    """A line about the work of each process; none if there is one process.
+    """Returns a line about the work of each process; no line if there is only one process.
 
-    `count`: the part of this process, in `unit`. Memory is the peak of the process, resident or on its GPU.
+    `count`: the work of this process, in `unit`. Memory is the peak of the process, resident or on its GPU.
     """
     if world_size() == 1:
         return []

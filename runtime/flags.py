@@ -1,4 +1,4 @@
-"""Flags as the shell scripts pass them: every variable as `--flag=value`, set or not."""
+"""The parser of all scripts. The shell scripts pass every variable as `--flag=value`, also an empty one."""
 
 import argparse
 import sys
@@ -10,10 +10,10 @@ from runtime.script import one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, with two forms of its flags more and with errors of one line.
+    """argparse's parser with two more forms of flags, and with errors in one line.
 
     `--flag=`, with nothing after the `=`, leaves the flag at its default. A flag without a value takes `=yes`, and
-    `=no`, which leaves it out.
+    `=no`; `=no` is the same as no flag.
     """
 
     def __init__(self, description: str) -> None:
@@ -34,10 +34,10 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([plain for arg in given for plain in self._plain(arg)], namespace)
+        return super().parse_known_args([part for arg in given for part in self._translate(arg)], namespace)
 
-    def _plain(self, arg: str) -> list[str]:
-        """An argument as argparse knows it; none where it says the default."""
+    def _translate(self, arg: str) -> list[str]:
+        """Returns an argument in the form that argparse knows, or nothing for a flag at its default."""
         flag, has_value, value = arg.partition("=")
         action = self._option_string_actions.get(flag)
         if action is None or not has_value:
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return [flag] if value == "yes" else []
 
     def error(self, message: str) -> None:
-        """Ends the script with one line on stderr, of the first process, and exit status 2."""
+        """Ends the script with exit status 2 and one line on stderr, which only rank 0 prints."""
         if rank() > 0:
             exit_after_the_first()
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")

@@ -18,7 +18,7 @@ def model_directory(name: str | Path, weights: bool = True) -> Path:
     `bert-base-uncased` or `cross-encoder/ms-marco-MiniLM-L6-v2`. huggingface_hub downloads it into its cache; without
     `weights` it downloads only the files of the vocabulary.
 
-    Some names are never ids, so nothing is looked up: a name in a directory that exists here, such as `models/techer`;
+    These names are not ids, so they are not looked up: a name in a directory that exists here, such as `models/techer`;
     a name that starts with `.` or `/`; a name with more than one `/`.
 
     Raises HubError if there is neither a directory nor a model of this name, or if the model cannot be downloaded.

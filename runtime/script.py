@@ -1,4 +1,4 @@
-"""The frame of every script: errors in one line, logs, a lock, and no output that is overwritten without a flag."""
+"""What all scripts share: errors in one line, logs, a lock, and outputs that are overwritten only with a flag."""
 
 import contextlib
 import datetime
@@ -41,7 +41,7 @@ def run_script(main: Callable[..., None], *args: object) -> None:
 
 
 def one_line(message: str) -> str:
-    """A short printable line of a message. It can quote a file with control characters or with a line of 64 MiB."""
+    """Returns a message as one short printable line. A message can quote control characters or a line of 64 MiB."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
     return "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
@@ -65,13 +65,13 @@ def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterab
 
 @contextlib.contextmanager
 def buffered_log() -> Iterator[list[logging.LogRecord]]:
-    """Collects the log records of the context for later. So an error that follows is the only line on stderr."""
-    held = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-    logging.getLogger().addHandler(held)
+    """Yields a list that collects the log records of the context. So an error in it is the only line on stderr."""
+    handler = logging.handlers.MemoryHandler(capacity=1 << 16, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    logging.getLogger().addHandler(handler)
     try:
-        yield held.buffer
+        yield handler.buffer
     finally:
-        logging.getLogger().removeHandler(held)
+        logging.getLogger().removeHandler(handler)
 
 
 def report(line: str, output: Path) -> None:
@@ -83,7 +83,7 @@ def report(line: str, output: Path) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Appends a line to a file. Others can read the file while it grows."""
+    """Appends a line to a file. Other programs can read the file while it grows."""
     with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(f"{line}\n")
 
@@ -106,7 +106,7 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
     with open(lock, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = os.fstat(file.fileno()).st_nlink > 0  # 0: a run that ends now removed it
+            is_free = os.fstat(file.fileno()).st_nlink > 0  # 0: a run that has just ended removed it
         except BlockingIOError:
             is_free = False
         if not is_free:
@@ -121,12 +121,12 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def log_to(path: str | Path) -> Iterator[None]:
-    """Inside, log records go to stderr and are appended to a file."""
+    """Inside, writes log records to stderr and appends them to a file."""
     handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True
     )
-    logging.raiseExceptions = False  # a full disk must not give a traceback for each line; saving will name it
+    logging.raiseExceptions = False  # a full disk must not print a traceback per line; the next save reports it
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The checkpoints of an output directory: checkpoint-STEP/, and best-STEP/ of the best student until now."""
+"""The checkpoints of an output directory: checkpoint-STEP/ to resume from, and best-STEP/, the best checkpoint."""
 
 import logging
 import re
@@ -14,11 +14,11 @@ from training.state import FILE_NAME as TRAINING_STATE
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILES = {"config.json", "model.safetensors", "vocab.txt", LOSS_FILE, TRAINING_STATE}
-BEST_WEIGHTS = "best_model.safetensors"  # in a checkpoint: of the best student until then
+BEST_WEIGHTS = "best_model.safetensors"  # in a checkpoint: the weights of the best checkpoint until then
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in an output directory, oldest first."""
+    """Returns the checkpoints in an output directory, oldest first."""
     paths = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
     return sorted(paths, key=checkpoint_step)
 
@@ -29,12 +29,12 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def best_checkpoints(directory: Path) -> list[Path]:
-    """best-STEP/ of an unfinished run; after a kill there can be the one before as well."""
+    """Returns best-STEP/ of an unfinished run. After a kill there can be two: also the previous one."""
     return [path for path in directory.glob("best-*") if re.fullmatch(r"best-[0-9]{1,18}", path.name)]
 
 
 def newest_complete_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose bytes are those that were saved. A warning names each newer, damaged one."""
+    """Returns the newest checkpoint that is not damaged. A warning names each newer one that is."""
     for checkpoint in reversed(checkpoints(directory)):
         try:
             check_checksums(checkpoint, CHECKPOINT_FILES)
@@ -45,7 +45,7 @@ def newest_complete_checkpoint(directory: Path) -> Path | None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Removes a checkpoint so that a part of it never counts as complete. Of a link, removes only the link."""
+    """Removes a checkpoint. If it is killed, the rest does not count as complete. Of a link, removes only the link."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         checkpoint.unlink()
         return
@@ -54,6 +54,6 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_best_checkpoint(best: Path) -> None:
-    """Removes a best-STEP/ so that a part of it is never a model."""
+    """Removes a best-STEP/. If it is killed, the rest does not count as a model."""
     best.joinpath("config.json").unlink(missing_ok=True)
     shutil.rmtree(best)

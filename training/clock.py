@@ -4,7 +4,7 @@ import time
 
 
 class Clock:
-    """Times the steps: those since the last loss line, without evaluations and checkpoints, and all since the start."""
+    """Measures two speeds: of the steps since the last loss line, without evaluations and checkpoints, and of all."""
 
     def __init__(self, first_step: int):
         self._first_step, self._begin = first_step, time.monotonic()

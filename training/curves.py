@@ -1,4 +1,4 @@
-"""The files that tell the course of a training run, and the picture of its curves."""
+"""The files with the losses, dev measures and speeds of a training run, and the plot of their curves."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ from training.terms import TERMS
 
 LOSS_FILE = "train_loss.jsonl"
 DEV_FILE = "dev_eval.jsonl"
-SPEED_FILE = "speed.jsonl"  # not reproducible, so apart from the other two
+SPEED_FILE = "speed.jsonl"  # differs between two equal runs, so it has a file of its own
 PICTURE = "training_curves.png"
 
-# Key in train_loss.jsonl: legend and color. The terms are drawn without their weights.
+# Key in train_loss.jsonl: legend and color. The curves show the terms without their weights.
 _LOSSES = {"loss": ("total", "black")} | {f"{term.name}_loss": (term.meaning, term.color) for term in TERMS}
 _COLOR = TERMS[0].color  # of the other curves
 
 
 def read_lines_until(path: Path, last_step: float = float("inf")) -> list[dict]:
-    """The lines of one of the files up to a step. Stops at a damaged line; a missing file has no lines."""
+    """Returns the lines of one of the files up to a step. Stops at a damaged line; a missing file has no lines."""
     lines: list[dict] = []
     try:
         for line in path.read_text("utf-8").splitlines():
@@ -41,14 +41,14 @@ def used_losses(rows: list[dict]) -> list[str]:
 
 
 def write_training_curves(directory: Path) -> bool:
-    """Draws losses, learning rate, dev measure and throughput over the steps into `PICTURE`, from the files only.
+    """Plots losses, learning rate, dev measure and throughput over the steps into `PICTURE`. Reads only the files.
 
     Returns False if there are fewer than two lines of losses. Raises ImportError without matplotlib.
     """
     losses, dev, speed = (read_lines_until(directory / name) for name in (LOSS_FILE, DEV_FILE, SPEED_FILE))
     if len(losses) < 2:
         return False
-    from matplotlib.figure import Figure  # late: it takes long to import
+    from matplotlib.figure import Figure  # late, because the import is slow
 
     height_ratios = [2, 1] + [1.4] * bool(dev) + [1] * bool(speed)
     figure = Figure(figsize=(8, 1.7 * sum(height_ratios)), dpi=110, layout="constrained")

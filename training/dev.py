@@ -1,4 +1,4 @@
-"""The dev measure: the student re-ranks pairs that it is not trained on."""
+"""The dev measure: the student re-ranks pairs that are not in its training set."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -58,14 +58,16 @@ def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: F
         notes = [f"{len(notes)} contradictory judgments, the higher relevance is used: {notes[0]}"]
     unjudged = sum(query_id not in qrels for query_id in query_ids)
     if unjudged == len(query_ids):
-        raise InputError(f"--dev_qrels: {qrels_file} and {features_file} share no query; are they of one collection?")
+        raise InputError(
+            f"--dev_qrels: {qrels_file} and {features_file} share no query; use files of the same collection"
+        )
     if unjudged:
         notes.append(f"{features_file}: {unjudged} of {len(query_ids)} queries have no judgments in {qrels_file}")
     return DevPairs(features_file, count, qrels, measure, notes)
 
 
 def measure_of(dev: DevPairs, passages: Iterable[PassageScore]) -> float:
-    """The mean measure over queries, of documents ranked by MaxP, with the scores as a run file holds them."""
+    """Returns the mean measure over queries. Documents are ranked by MaxP, with the scores as a run file has them."""
     run: dict[str, dict[str, list[float]]] = {}
     for query_id, passage_id, score in passages:
         doc_id, _ = split_passage_id(passage_id)
@@ -75,7 +77,7 @@ def measure_of(dev: DevPairs, passages: Iterable[PassageScore]) -> float:
 
 
 def dev_measure(dev: DevPairs, student: BertRanker, precision: str, max_seq_length: int) -> float:
-    """The measure of a student during its training, scored as rerank.py scores it, in the precision of training.
+    """Returns the measure of a student in training. Scores are those of rerank.py, in the precision of training.
 
     Does not change the student or the RNG states. Raises InputError for a score that is not finite.
     """

@@ -1,4 +1,4 @@
-"""The flags of distill.py, and what they must be. Loads no torch, so that a wrong flag is told within a second."""
+"""The flags of distill.py and their checks. Loads no torch, so that a wrong flag is reported within a second."""
 
 import argparse
 import copy
@@ -31,7 +31,8 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
 --resume continues a run that was stopped; give it the same flags. The student is the same. SIGINT (Ctrl-C) and SIGTERM
 finish the step, save a checkpoint and end with exit status 75.
 
-torchrun --nproc_per_node N distill.py ... shares each batch among N processes, on GPUs one each.
+torchrun --nproc_per_node N distill.py ... splits each batch over N processes; each process uses one GPU, if there are
+GPUs.
 
 A flag without value also takes =yes and =no. `--flag=` with no value is the default."""
 
@@ -54,9 +55,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--teacher_model",
         help="model directory of the teacher, or its id on the Hugging Face Hub; not used by --distill_model hard",
     )
-    data.add_argument(
-        "--general_student_model", required=True, help="model directory, or id, of the student before the training"
-    )
+    data.add_argument("--general_student_model", required=True, help="model directory, or id, of the untrained student")
     data.add_argument("--output_student_dir", type=Path, required=True, help="directory to write")
     data.add_argument(
         "--overwrite",
@@ -119,46 +118,24 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--do_lower_case", action=argparse.BooleanOptionalAction, help="must be that of the features, the default"
     )
-    training.add_argument(
-        "--train_batch_size", type=int, default=64, help="examples per step, over all processes (default 64)"
-    )
-    training.add_argument(
-        "--gradient_accumulation_steps",
-        type=int,
-        default=1,
-        help="split each batch, or each process's share, into this many parts to save memory; the result is the same "
-        "except for dropout (default 1)",
-    )
-    training.add_argument("--learning_rate", type=float, default=5e-5, help="its highest value (default 5e-5)")
-    training.add_argument(
-        "--weight_decay", type=float, default=0.01, help="none on biases and LayerNorm (default 0.01)"
-    )
-    training.add_argument("--num_train_epochs", type=float, default=2, help="passes over the features (default 2)")
-    training.add_argument(
-        "--intermediate_learning_rate", type=float, help="for tinybert's first training (default: --learning_rate)"
-    )
-    training.add_argument(
-        "--intermediate_num_train_epochs",
-        type=float,
-        help="for tinybert's first training (default: --num_train_epochs)",
-    )
-    training.add_argument(
-        "--warmup_proportion", type=float, default=0.1, help="share of the steps with a rising rate (default 0.1)"
-    )
-    training.add_argument("--seed", type=int, default=42, help="of shuffling, dropout, initial values (default 42)")
-    training.add_argument("--train_loss_step", type=int, default=50, help="steps between loss lines (default 50)")
-    training.add_argument(
-        "--save_model_step",
-        type=int,
-        default=0,
-        help="steps between checkpoints; 0, the default: only when the run is stopped",
-    )
-    training.add_argument(
-        "--keep_checkpoints", type=int, default=0, help="keep this many, the newest; 0, the default: all"
-    )
-    training.add_argument(
-        "--tensorboard_dir", type=Path, help="directory of curves for TensorBoard, which must be installed"
-    )
+    for flag, default, meaning in (
+        ("train_batch_size", 64, "examples per step, over all processes"),
+        ("gradient_accumulation_steps", 1, "parts of each batch, or of each process's share, to save memory"),
+        ("learning_rate", 5e-5, "highest learning rate"),
+        ("weight_decay", 0.01, "weight decay; biases and LayerNorm have none"),
+        ("num_train_epochs", 2.0, "passes over the features"),
+        ("warmup_proportion", 0.1, "share of the steps with a rising learning rate"),
+        ("seed", 42, "seed of shuffling, dropout and initial values"),
+        ("train_loss_step", 50, "steps between lines of losses"),
+        ("save_model_step", 0, "steps between checkpoints; 0: only when the run is stopped"),
+        ("keep_checkpoints", 0, "number of newest checkpoints to keep; 0: all"),
+    ):
+        help_text = f"{meaning} (default {default:g})"
+        training.add_argument(f"--{flag}", type=type(default), default=default, help=help_text)
+    for name in ("learning_rate", "num_train_epochs"):
+        help_text = f"for tinybert's first training (default: --{name})"
+        training.add_argument(f"--intermediate_{name}", type=float, help=help_text)
+    training.add_argument("--tensorboard_dir", type=Path, help="write curves for TensorBoard, if it is installed")
 
 
 def add_dev_flags(parser: argparse.ArgumentParser) -> None:
@@ -215,17 +192,16 @@ def check_args(args: argparse.Namespace, methods: Mapping[str, Mapping[str, floa
     check_unused_args(args)
     if args.layer_map is not None and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", args.layer_map):
         raise InputError(f"--layer_map: '{args.layer_map}' is not a list of layers such as 4,8,12")
+    check_dev_args(args)
     check_numbers(args)
     check_fp16_args(args)
-    check_dev_args(args)
     if args.tensorboard_dir is not None and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard_dir: TensorBoard is not installed; pip install tensorboard, or leave it out")
     if args.resume and args.overwrite:
         raise InputError("--resume: resumes a run, and --overwrite replaces it; give one of them")
     if args.no_cuda and args.device not in ("auto", "cpu"):
         raise InputError(f"--no_cuda: contradicts --device {args.device}; give one of them")
-    if args.no_cuda:
-        args.device = "cpu"
+    args.device = "cpu" if args.no_cuda else args.device
 
 
 def check_tinybert_args(args: argparse.Namespace) -> None:
@@ -247,7 +223,7 @@ def check_tinybert_args(args: argparse.Namespace) -> None:
 
 
 def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, float]]) -> None:
-    """Gives each term the weight that `--distill_model` stands for, unless its own flag gives another."""
+    """Sets the weight of each term: that of its flag, or else that of `--distill_model`."""
     if args.distill_model == "tinybert":
         weights = {name: weight for step in TINYBERT_STEPS for name, weight in methods[step].items()}
     elif args.distill_model == "standard":
@@ -264,7 +240,7 @@ def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, flo
 
 
 def learns_labels(args: argparse.Namespace) -> bool:
-    """Whether the student becomes a ranker: without soft or hard labels its classifier learns nothing."""
+    """Whether the student learns soft or hard labels. Without them its classifier is not trained: it is no ranker."""
     return any(getattr(args, f"{term.name}_weight") for term in TERMS if term.learns_labels)
 
 
@@ -274,7 +250,7 @@ def compares_layers(args: argparse.Namespace) -> bool:
 
 
 def check_unused_args(args: argparse.Namespace) -> None:
-    """Refuses flags that the terms of the loss do not use."""
+    """Raises InputError for flags that no term of the loss uses."""
     needs_teacher = compares_layers(args) or args.soft_weight > 0
     if (args.teacher_model is not None) != needs_teacher:
         raise InputError(
@@ -296,9 +272,9 @@ def check_unused_args(args: argparse.Namespace) -> None:
 def check_numbers(args: argparse.Namespace) -> None:
     for name in (
         *("train_batch_size", "gradient_accumulation_steps", "train_loss_step"),
-        *("num_train_epochs", "intermediate_num_train_epochs"),
+        *("num_train_epochs", "intermediate_num_train_epochs", "eval_model_step", "early_stopping_patience"),
     ):
-        if not 1 <= getattr(args, name) < float("inf"):
+        if getattr(args, name) is not None and not 1 <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be 1 or more")
     for name in ("num_train_epochs", "intermediate_num_train_epochs"):
         if getattr(args, name) != int(getattr(args, name)):
@@ -351,9 +327,6 @@ def check_dev_args(args: argparse.Namespace) -> None:
             "--dev_features_file: has no use without soft and hard labels, because such a student is not a ranker; "
             "leave it out"
         )
-    for name in ("eval_model_step", "early_stopping_patience"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name}: needs to be 1 or more")
     args.dev_measure = args.dev_measure or "MRR@10"
     try:
         canonical_name(args.dev_measure)
@@ -362,7 +335,7 @@ def check_dev_args(args: argparse.Namespace) -> None:
 
 
 def trainings(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The trainings of a command, in order: one, or TinyBERT's two, the second from the student of the first."""
+    """Returns the trainings of a command. TinyBERT has two: the second starts from the student of the first."""
     if args.distill_model != "tinybert":
         return [args]
     first, second = copy.copy(args), copy.copy(args)

@@ -1,4 +1,4 @@
-"""BertAdam: the optimiser that BERT was fine-tuned with, and its learning rate schedule."""
+"""BertAdam: the optimizer that BERT was fine-tuned with, and its learning rate schedule."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ class GradientError(ArithmeticError):
     """A gradient that is not finite."""
 
 
-# AdamW corrects m and v by 1 - beta^step; at this step that is 1, and AdamW is BertAdam.
+# AdamW divides m and v by 1 - beta^step. At this step that is 1, so AdamW equals BertAdam.
 _NO_BIAS = 1e9
 
 
 def warmup_linear(progress: float, warmup: float) -> float:
     """The factor on the learning rate: progress/warmup below `warmup`, then max((progress - 1)/(warmup - 1), 0).
 
-    `progress` is updates done / updates in all. For 0 <= warmup < 1.
+    `progress` is the share of the optimization steps that are done. For 0 <= warmup < 1.
     """
     return progress / warmup if progress < warmup else max((progress - 1.0) / (warmup - 1.0), 0.0)
 
@@ -28,8 +28,8 @@ class BertAdam(torch.optim.Optimizer):
 
         p -= lr_t * ( m / (sqrt(v) + eps) + weight_decay * p ),  lr_t = lr * warmup_linear(step / total_steps, warmup)
 
-    `step` counts this optimiser's updates from 0, so the first has a learning rate of 0 where there is a warm-up. It is
-    kept in `param_groups`. Gradients must be unscaled, and lie in memory as their parameters do, as autograd's do.
+    `step` counts the optimization steps from 0, so the first one has a learning rate of 0 if there is a warm-up. It is
+    in `param_groups`. Gradients must be unscaled and have the memory layout of their parameters, as autograd's have.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, settings | {"betas": betas, "eps": eps, "max_grad_norm": max_grad_norm, "step": 0})
 
     def learning_rate(self) -> float:
-        """The learning rate of the next update."""
+        """Returns the learning rate of the next step."""
         group = self.param_groups[0]
         return group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of all parameters that have a gradient. Clips the gradients in place.
+        """Makes one optimization step for all parameters that have a gradient. Clips the gradients in place.
 
-        Raises GradientError, before anything changes, where the norm of a gradient is not finite.
+        Raises GradientError, before anything changes, if the norm of a gradient is not finite.
         """
         grads_of = [[p.grad for p in group["params"] if p.grad is not None] for group in self.param_groups]
         norms_of = [torch._foreach_norm(grads) if grads else () for grads in grads_of]
@@ -104,8 +104,8 @@ def _clip_each(grads: list[torch.Tensor], norms: Sequence[torch.Tensor], max_nor
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Parameter groups with weight decay, but none on biases and LayerNorm."""
-    decayed, plain = [], []
+    """Returns two parameter groups: with weight decay, and without it for biases and LayerNorm."""
+    decayed, not_decayed = [], []
     for name, parameter in named_parameters:
-        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        (not_decayed if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]

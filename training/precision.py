@@ -1,4 +1,4 @@
-"""The precision of training: autocast, the scaler of float16's loss, and NVIDIA apex instead of both."""
+"""The precision of training: autocast and the loss scaler of float16, or NVIDIA apex instead of both."""
 
 import contextlib
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ class Precision:
     """fp32, bf16 or fp16 through torch.amp, or fp16 through an apex that still has amp.
 
     `scaler` scales the loss in fp16, and does nothing in the other precisions and with apex. Raises InputError for
-    apex where it is not installed.
+    apex if it is not installed.
     """
 
     def __init__(self, name: str, device: torch.device, backend: str = "torch", apex_opt_level: str = "O1"):
@@ -38,12 +38,12 @@ class Precision:
         return self._autocast
 
     def without_casts(self) -> AbstractContextManager:
-        """Inside, apex does not cast to float16. At O1 it patches torch itself, where a loss cannot prevent it."""
+        """Inside, apex does not cast to float16. At O1 apex patches torch itself."""
         patches_torch = self._apex is not None and self._apex_opt_level == "O1"
         return self._apex.disable_casts() if patches_torch else contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
-        """Adds the gradients of a loss. `is_last`: of the parts of an accumulated batch."""
+        """Adds the gradients of a loss. `is_last`: whether this is the last part of an accumulated batch."""
         if self._apex is None:
             self.scaler.scale(loss).backward()
             return
@@ -51,7 +51,7 @@ class Precision:
             scaled.backward()
 
     def step(self, optimizer: BertAdam, not_finite: list[str]) -> bool:
-        """An optimization step; returns False if float16 overflowed, so that the step was skipped.
+        """Makes an optimization step; returns False if float16 overflowed and the step was skipped.
 
         `not_finite`: the losses that are not finite. Raises GradientError, before the weights change, if a loss or a
         gradient is not finite in another precision.
@@ -60,7 +60,7 @@ class Precision:
         try:
             if not_finite and self.name != "fp16":
                 raise GradientError(f"{', '.join(not_finite)} not finite")
-            if not not_finite or self._apex is not None:  # apex checks the gradients itself, and has to
+            if not not_finite or self._apex is not None:  # apex must check the gradients itself
                 self.scaler.step(optimizer)
         except GradientError:
             if self.name != "fp16":
@@ -72,7 +72,7 @@ class Precision:
 
 
 def import_apex_amp() -> ModuleType:
-    """Returns the module apex.amp. Raises InputError where there is no apex with amp."""
+    """Returns the module apex.amp. Raises InputError if there is no apex with amp."""
     try:
         from apex import amp
     except ImportError:

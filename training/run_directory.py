@@ -61,8 +61,8 @@ def check_output_dir(directory: Path, overwrite: bool, resume: bool, inputs: Ite
 class RunDirectory:
     """The run in an output directory, which this process has locked. Only rank 0 writes.
 
-    `settings` must be the same to resume; `contents` are those that are hashes of files. `machine` can differ, which
-    gives a warning.
+    `settings` must be the same to resume; `contents` names those that are hashes of files. If `machine` differs, there
+    is a warning.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], contents: Iterable[str], machine: dict[str, Any]):
@@ -73,7 +73,7 @@ class RunDirectory:
         self._board: Any = None
 
     def is_finished(self) -> bool:
-        """Whether the directory holds the finished run. Raises InputError if that had other settings."""
+        """Whether the run in the directory is finished. Raises InputError if it is and had other settings."""
         run = read_run_file(self.path)
         if run["finished"]:
             self._check_settings(run["settings"])
@@ -87,7 +87,9 @@ class RunDirectory:
             self._check_settings(self._earlier["settings"])
             if self._earlier["machine"] != self.machine:
                 earlier = self._earlier["machine"]
-                logger.warning("until now the run was on %s, now on %s: rounding may differ", earlier, self.machine)
+                logger.warning(
+                    "until now the run was on %s, it resumes on %s: rounding may differ", earlier, self.machine
+                )
         return self._start
 
     def _check_settings(self, earlier: dict[str, Any]) -> None:
@@ -99,11 +101,11 @@ class RunDirectory:
         if differences:
             raise InputError(
                 f"--resume: the run in {self.path} differs in {', '.join(differences)}; give the flags and files of "
-                "that run, pass --overwrite instead to start anew, or name another --output_student_dir"
+                "that run, pass --overwrite instead to start again, or name another --output_student_dir"
             )
 
     def prepare(self) -> None:
-        """Puts the directory into its state after the start, or before the first step.
+        """Brings the directory into the state of the checkpoint that the run resumes, or of the beginning.
 
         The model of an earlier run stays until the new one replaces it; its checkpoints are removed.
         """
@@ -114,7 +116,7 @@ class RunDirectory:
         for checkpoint in checkpoints(self.path):
             if start is None or checkpoint_step(checkpoint) > checkpoint_step(start):  # of another run, or damaged
                 remove_checkpoint(checkpoint)
-        for best in best_checkpoints(self.path):  # the checkpoint `start` holds its weights
+        for best in best_checkpoints(self.path):  # its weights are in the checkpoint `start` too
             shutil.rmtree(best)
         write_run_file(self.path, False, self.settings)
         for name in (LOSS_FILE, DEV_FILE):
@@ -131,23 +133,23 @@ class RunDirectory:
     def open(
         self, models: Models, do_lower_case: bool, is_ranker: bool, keep_checkpoints: int, tensorboard_dir: Path | None
     ) -> None:
-        """Says what the run is to write. A student that is not a ranker is written without a classifier."""
+        """Sets what the run writes. A student that is not a ranker is written without a classifier."""
         self._models, self._do_lower_case, self._is_ranker = models, do_lower_case, is_ranker
         self._keep_checkpoints = keep_checkpoints
         if tensorboard_dir is not None and rank() == 0:
-            # The lines of a killed run after its last checkpoint do not count.
+            # TensorBoard forgets the steps of a killed run after its last checkpoint.
             self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
 
     def first_step(self) -> int:
-        """The step after which this process started."""
+        """Returns the step of the checkpoint that this process resumes; 0 without one."""
         return checkpoint_step(self._start) if self._start else 0
 
     def restore(self, training: Training, device: torch.device) -> Progress:
-        """Loads the start into `training`, if there is one; returns the progress."""
+        """Loads the checkpoint that the run resumes into `training`, if there is one; returns the progress."""
         if self._start is None:
             return Progress()
         if rank() == 0 and self._earlier.get("best_step") is not None:
-            self._keep_best(self._earlier["best_step"], self._start / BEST_WEIGHTS)
+            self._save_best(self._earlier["best_step"], self._start / BEST_WEIGHTS)
         return load_training_state(self._start, training, device)
 
     def record_losses(self, line: dict[str, Any], examples_per_second: float) -> None:
@@ -161,11 +163,11 @@ class RunDirectory:
         self._show({name: line[name] for name in names} | {"examples_per_second": examples_per_second}, line)
 
     def record_dev(self, measure: str, value: float, progress: Progress) -> None:
-        """Counts a dev evaluation in `progress`, adds it to dev_eval.jsonl, and keeps the student if it is the best."""
+        """Counts a dev evaluation in `progress`, adds it to dev_eval.jsonl, and saves the student if it is the best."""
         step = progress.global_step
         is_best = progress.add_dev(value)
         if is_best and rank() == 0:
-            self._keep_best(step)
+            self._save_best(step)
         comment = "the best" if is_best else f"the best is step {progress.best_step}"
         logger.info("step %d: dev %s %.4f, %s", step, measure, value, comment)
         if rank() == 0:
@@ -180,7 +182,7 @@ class RunDirectory:
             self._board.flush()
 
     def save(self, training: Training, progress: Progress, device: torch.device) -> None:
-        """Saves checkpoint-STEP/, and removes the oldest ones beyond `keep_checkpoints`."""
+        """Saves checkpoint-STEP/, and removes all but the `keep_checkpoints` newest ones, unless that is 0."""
         states = all_gather(rng_states(device))
         if rank() > 0:
             return
@@ -227,14 +229,14 @@ class RunDirectory:
         try:
             if curves.write_training_curves(self.path):
                 logger.info("drew %s", self.path / PICTURE)
-        except Exception as error:  # a picture is no reason to lose a student
-            logger.warning("no curves are drawn: %r", error)
+        except Exception as error:  # an error in the plot must not lose the student
+            logger.warning("no training curves: %r", error)
 
     def _best(self, step: int) -> Path:
         return self.path / f"best-{step}"
 
-    def _keep_best(self, step: int, weights: Path | None = None) -> None:
-        """Writes best-STEP/ with the student of now, or with the `weights` of a checkpoint; removes the one before."""
+    def _save_best(self, step: int, weights: Path | None = None) -> None:
+        """Writes best-STEP/ with the current student or the `weights` of a checkpoint; removes the previous one."""
         best = self._best(step)
         with atomic_directory(best, last="config.json") as partial:
             self._write_student(partial)
@@ -257,7 +259,7 @@ class RunDirectory:
 
 
 def import_tensorboard() -> ModuleType:
-    """Returns the module torch.utils.tensorboard. Raises InputError where TensorBoard is not installed."""
+    """Returns the module torch.utils.tensorboard. Raises InputError if TensorBoard is not installed."""
     try:
         from torch.utils import tensorboard
     except ImportError:

@@ -11,13 +11,13 @@ from runtime.ranks import rank
 
 @contextlib.contextmanager
 def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM only add their number to the returned list. The first one prints `message`."""
+    """Inside, SIGINT and SIGTERM only add their number to the list that it yields. The first one prints `message`."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         if not received and rank() == 0:
             name = signal.Signals(number).name
-            with contextlib.suppress(OSError, AttributeError):  # Ctrl-C may have ended the `tee` that reads stderr
+            with contextlib.suppress(OSError, AttributeError):  # Ctrl-C also ends a `tee` that reads stderr
                 os.write(sys.__stderr__.fileno(), f"\n{name}: {message}\n".encode())
         received.append(number)
 

@@ -30,7 +30,7 @@ class TrainingStateError(InputError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is. `sums`: of the losses in `LOSSES` over the `num_summed` steps since the last loss line."""
+    """The progress of a run. `sums`: the sums of `LOSSES` over the `num_summed` steps since the last loss line."""
 
     global_step: int = 0
     sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * len(LOSSES))
@@ -40,16 +40,16 @@ class Progress:
     best_value: float | None = None
     evaluations_since_best: int = 0
 
-    def add(self, step: int, losses: Sequence[float], made: bool) -> None:
-        """Counts a step. `losses` that are not finite are not summed; a step that was not `made` is skipped."""
+    def add(self, step: int, losses: Sequence[float], is_applied: bool) -> None:
+        """Counts a step. Losses that are not finite are not summed. `is_applied` is False for a skipped step."""
         self.global_step = step
-        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
+        self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
         if all(map(math.isfinite, losses)):
             self.sums = [total + loss for total, loss in zip(self.sums, losses, strict=True)]
             self.num_summed += 1
 
     def add_dev(self, value: float) -> bool:
-        """Counts a dev evaluation; returns whether it is the best one until now."""
+        """Counts a dev evaluation; returns whether it is the best one so far."""
         is_best = self.best_value is None or value > self.best_value
         if is_best:
             self.best_step, self.best_value = self.global_step, value
@@ -57,14 +57,14 @@ class Progress:
         return is_best
 
     def take_mean_losses(self) -> dict[str, float | None]:
-        """The mean losses since the last call; None if all steps since then were skipped."""
+        """Returns the mean losses since the last call, or None for each if all steps since then were skipped."""
         means = [total / self.num_summed if self.num_summed else None for total in self.sums]
         self.sums, self.num_summed = [0.0] * len(LOSSES), 0
         return dict(zip(LOSSES, means, strict=True))
 
 
 class Training(NamedTuple):
-    """What training changes. `trained`: the student, and `fit_dense` if the method has it."""
+    """The objects that training changes. `trained`: the student, and `fit_dense` if the method has it."""
 
     trained: nn.Module
     optimizer: BertAdam
@@ -76,7 +76,7 @@ class Training(NamedTuple):
 
 
 def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The RNG states, uint8, of dropout in this process."""
+    """Returns the RNG states, uint8, of dropout in this process."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -84,16 +84,16 @@ def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def save_training_state(
-    directory: Path, training: Training, generators: list[dict[str, torch.Tensor]], progress: Progress, notes: dict
+    directory: Path, training: Training, rng: list[dict[str, torch.Tensor]], progress: Progress, notes: dict
 ) -> None:
-    """Writes the state into a directory. `generators`: `rng_states` of all processes; `notes`: more for JSON.
+    """Writes the state into a directory. `rng`: the `rng_states` of all processes; `notes`: more entries of the JSON.
 
     Raises TrainingStateError, before anything is written, if a parameter or a moment is not finite.
     """
     tensors = {f"trained.{name}": tensor for name, tensor in training.trained.state_dict().items()}
     for name, parameter in training.parameters_with_moments():
         tensors |= {f"{moment}.{name}": training.optimizer.state[parameter][moment] for moment in ("m", "v")}
-    for number, own in enumerate(generators):
+    for number, own in enumerate(rng):
         tensors |= {f"generator.{number}.{name}": state for name, state in own.items()}
     numbers = {
         "progress": dataclasses.asdict(progress) | notes,
@@ -134,7 +134,7 @@ def load_training_state(directory: Path, training: Training, device: torch.devic
             torch.cuda.set_rng_state(saved[f"generator.{rank()}.cuda"], device)
         return Progress(**{field.name: numbers["progress"][field.name] for field in dataclasses.fields(Progress)})
     except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise TrainingStateError(f"{path} is not the state of such a run ({error!r})") from None
+        raise TrainingStateError(f"{path} is not the state of a run with these settings ({error!r})") from None
 
 
 def _read_numbers(path: Path) -> dict:
