@@ -3,7 +3,7 @@
 
 from training.flags import compares_layers, learns_labels, parse_args, trainings
 
-# The weights of the loss terms for each method. A term that is not listed has weight 0. `--alpha` sets those of standard.
+# The weights of the loss terms of each method; a term not listed has weight 0. `--alpha` sets those of standard.
 METHODS = {
     "standard": {"soft": 0.5, "hard": 0.5},
     "simplified": {"att": 1, "rep": 1, "soft": 1, "hard": 1},
@@ -226,8 +226,8 @@ def train(
 
 def not_finite_error(step: int, error: GradientError, example_ids: list[str]) -> InputError:
     message = (
-        f"step {step}: {error}, so the run stops before this step; lower --learning_rate, or look at the teacher and the "
-        f"examples {', '.join(example_ids)}"
+        f"step {step}: {error}, so the run stops before this step; lower --learning_rate, or look at the teacher and "
+        f"the examples {', '.join(example_ids)}"
     )
     logger.error("%s", message)  # the whole message; stderr shows a shortened one
     return InputError(message)
@@ -278,7 +278,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
                 autocast = precision.autocast()
                 checked = check_teacher(args.teacher_model, models.teacher, features, args.seed, device, autocast)
 
-    init_process_group(device)  # a barrier: all processes have read the earlier run, which rank 0 now changes
+    init_process_group(device)  # a barrier: rank 0 changes the directory after all have read it
     if rank() == 0:
         run.prepare()
     with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):

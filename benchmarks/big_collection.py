@@ -73,19 +73,19 @@ Before each run the system drops the file from its cache, so that every program 
 
 def make_chunks(seed: int) -> list[str]:
     """Sequences of words for the bodies: together longer than the window of gzip. Some are not ASCII, as on the web."""
-    draw = random.Random(seed)
-    words = ["".join(draw.choices("etaoinshrdlucmfw", k=draw.randint(2, 11))) for _ in range(30_000)]
-    chunks = [" ".join(draw.choices(words, k=CHUNK_WORDS)) for _ in range(4096)]
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("etaoinshrdlucmfw", k=rng.randint(2, 11))) for _ in range(30_000)]
+    chunks = [" ".join(rng.choices(words, k=CHUNK_WORDS)) for _ in range(4096)]
     return [f"\u201c{chunk}\u201d caf\u00e9." if i % 32 == 0 else f"{chunk}." for i, chunk in enumerate(chunks)]
 
 
 def document(number: int, chunks: list[str], words: int) -> tuple[str, str]:
     """The title and body of a document. They depend on its number alone. One body in 1,000 is empty."""
-    draw = random.Random(number)
+    rng = random.Random(number)
     title = f"Title of document {number}"
     if number % 1000 == 999:
         return title, ""
-    return title, " ".join(draw.choices(chunks, k=draw.randint(1, 2 * words // CHUNK_WORDS - 1)))
+    return title, " ".join(rng.choices(chunks, k=rng.randint(1, 2 * words // CHUNK_WORDS - 1)))
 
 
 def make_collection(directory: Path, num_documents: int, words: int, num_queries: int) -> None:
@@ -100,16 +100,16 @@ def make_collection(directory: Path, num_documents: int, words: int, num_queries
             line = f"D{number}\thttps://example.org/{number}\t{title}\t{body}\n"
             unpacked.write(line)
             packed.write(line)
-    draw = random.Random(2)
+    rng = random.Random(2)
     with (
         open(directory / "queries.tsv", "w", encoding="utf-8") as queries,
         open(directory / "qrels.tsv", "w", encoding="utf-8") as qrels,
         open(directory / "top100", "w", encoding="utf-8") as run,
     ):
         for query in range(num_queries):
-            ranked = draw.sample(range(num_documents), DEPTH)
+            ranked = rng.sample(range(num_documents), DEPTH)
             queries.write(f"{query}\twhat is number {query}\n")
-            qrels.write(f"{query} 0 D{ranked[draw.randrange(DEPTH)]} 1\n")
+            qrels.write(f"{query} 0 D{ranked[rng.randrange(DEPTH)]} 1\n")
             run.writelines(f"{query} Q0 D{number} {i} {DEPTH - i} synthetic\n" for i, number in enumerate(ranked, 1))
 
 

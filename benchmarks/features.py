@@ -96,10 +96,10 @@ both are compared. The exit status is 1 if they differ.""",
 
 def make_examples(count: int) -> Iterator[Example]:
     """Yields examples of 150 to 256 random tokens."""
-    draw = np.random.default_rng(0)
-    tokens = draw.integers(1, VOCABULARY, 1 << 20).astype(np.uint16)
-    lengths = draw.integers(150, MAX_SEQ_LENGTH + 1, count)
-    starts = draw.integers(0, len(tokens) - MAX_SEQ_LENGTH, count)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, VOCABULARY, 1 << 20).astype(np.uint16)
+    lengths = rng.integers(150, MAX_SEQ_LENGTH + 1, count)
+    starts = rng.integers(0, len(tokens) - MAX_SEQ_LENGTH, count)
     for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
         yield Example(f"{i // 900}#D{i % 99_991}_passage-{i % 7}", tokens[start : start + length], 9, i % 2)
 

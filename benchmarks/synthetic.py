@@ -59,11 +59,11 @@ def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0, f
 
 def make_features(path: Path, set_name: str, count: int, max_seq_length: int) -> Path:
     """Writes examples of random tokens. Their lengths are from a quarter of `max_seq_length` to all of it."""
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
 
     def examples() -> Iterator[Example]:
         for i in range(count):
-            ids = draw.integers(len(SPECIAL), len(TOKENS), draw.integers(max_seq_length // 4, max_seq_length + 1))
+            ids = rng.integers(len(SPECIAL), len(TOKENS), rng.integers(max_seq_length // 4, max_seq_length + 1))
             ids[[0, 9, -1]] = TOKENS.index("[CLS]"), TOKENS.index("[SEP]"), TOKENS.index("[SEP]")
             yield Example(f"q{i}#D{i}_0", ids.tolist(), 10, i % 2 if set_name == "train" else -1)
 
@@ -75,9 +75,9 @@ def make_features(path: Path, set_name: str, count: int, max_seq_length: int) ->
 def make_pairs(count: int, words: tuple[int, int], seed: int = 1) -> list[tuple[str, str]]:
     """Queries of 8 words, and passages with a number of words between the two of `words`. A third of all words have two
     tokens."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
 
     def text(length: int) -> str:
-        return " ".join(f"w{draw.randrange(30_000)}{draw.choice(('', '', 'x'))}" for _ in range(length))
+        return " ".join(f"w{rng.randrange(30_000)}{rng.choice(('', '', 'x'))}" for _ in range(length))
 
-    return [(text(8), text(draw.randint(*words))) for _ in range(count)]
+    return [(text(8), text(rng.randint(*words))) for _ in range(count)]

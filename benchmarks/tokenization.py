@@ -60,47 +60,47 @@ alone. The exit status is 1 if ids differ.""",
     return args
 
 
-def make_vocabulary(draw: random.Random) -> list[str]:
+def make_vocabulary(rng: random.Random) -> list[str]:
     """A vocabulary of BERT's size: characters at the start of words and inside, random words, and ends of words."""
     characters = [*LETTERS, *SIGNS, *map(chr, range(0xA1, 0x250)), *map(chr, range(0x4E00, 0x5200))]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{char}" for char in characters)]
-    words = ("".join(draw.choices(LETTERS[:26], k=draw.randint(2, 9))) for _ in range(30_000))
-    tokens += [word if draw.random() < 0.8 else f"##{word[:4]}" for word in words]
+    words = ("".join(rng.choices(LETTERS[:26], k=rng.randint(2, 9))) for _ in range(30_000))
+    tokens += [word if rng.random() < 0.8 else f"##{word[:4]}" for word in words]
     return list(dict.fromkeys(tokens))
 
 
-def make_pairs(draw: random.Random, tokens: list[str], count: int) -> Iterator[Pair]:
+def make_pairs(rng: random.Random, tokens: list[str], count: int) -> Iterator[Pair]:
     """Yields pairs with word frequencies of natural language (Zipf-Mandelbrot). One word in ten has several tokens."""
     known = [token for token in tokens if len(token) > 1 and token.isalpha()]
-    words = [word if draw.random() < 0.9 else word + draw.choice(known) for word in known * 3]
-    draw.shuffle(words)
-    words = [word + draw.choice(SIGNS) if draw.random() < 0.15 else word for word in words]
+    words = [word if rng.random() < 0.9 else word + rng.choice(known) for word in known * 3]
+    rng.shuffle(words)
+    words = [word + rng.choice(SIGNS) if rng.random() < 0.15 else word for word in words]
     chance = list(itertools.accumulate(1 / (rank + 2.7) for rank in range(1, len(words) + 1)))
     for number in range(count):
         if number % PASSAGES_PER_QUERY == 0:
-            query = " ".join(draw.choices(words, cum_weights=chance, k=draw.randint(3, 12)))
-        passage = " ".join(draw.choices(words, cum_weights=chance, k=PASSAGE_WORDS))
+            query = " ".join(rng.choices(words, cum_weights=chance, k=rng.randint(3, 12)))
+        passage = " ".join(rng.choices(words, cum_weights=chance, k=PASSAGE_WORDS))
         yield Pair(f"{number // PASSAGES_PER_QUERY}#D{number}_passage-0", query, passage)
 
 
-def random_string(draw: random.Random) -> str:
+def random_string(rng: random.Random) -> str:
     """Up to 40 characters of all planes, with many accents, Chinese, white space and controls; rarely a long word."""
 
     def character() -> str:
-        kind = draw.randrange(10)
+        kind = rng.randrange(10)
         if kind < 3:
-            return draw.choice(LETTERS + LETTERS.upper() + SIGNS)
+            return rng.choice(LETTERS + LETTERS.upper() + SIGNS)
         if kind == 3:
-            return draw.choice(SPACES)
+            return rng.choice(SPACES)
         if kind == 4:
-            return chr(draw.randint(0x300, 0x36F))
+            return chr(rng.randint(0x300, 0x36F))
         if kind == 5:
-            return chr(draw.randint(0x4E00, 0x9FFF))
-        code = draw.randint(0, 0x2FFF) if kind < 8 else draw.randint(0, 0x10FFFF)
+            return chr(rng.randint(0x4E00, 0x9FFF))
+        code = rng.randint(0, 0x2FFF) if kind < 8 else rng.randint(0, 0x10FFFF)
         return chr(code) if not 0xD800 <= code < 0xE000 else " "
 
-    text = "".join(character() for _ in range(draw.randint(0, 40)))
-    return text + draw.choice(LETTERS) * draw.randint(90, 110) if draw.random() < 0.01 else text
+    text = "".join(character() for _ in range(rng.randint(0, 40)))
+    return text + rng.choice(LETTERS) * rng.randint(90, 110) if rng.random() < 0.01 else text
 
 
 def with_characters(tokens: list[str], texts: list[str]) -> list[str]:
@@ -112,9 +112,9 @@ def with_characters(tokens: list[str], texts: list[str]) -> list[str]:
     return list(dict.fromkeys([*tokens, *pieces]))
 
 
-def differing_strings(draw: random.Random, tokens: list[str], count: int) -> int:
+def differing_strings(rng: random.Random, tokens: list[str], count: int) -> int:
     """Prints the speed of both sides on random strings; returns how many strings have different ids."""
-    texts = [random_string(draw) for _ in range(count)]
+    texts = [random_string(rng) for _ in range(count)]
     tokens = with_characters(tokens, texts)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     differing = 0
@@ -184,7 +184,7 @@ def same_pairs(directory: Path, pairs_file: Path, model_dir: Path, tokens: list[
 
 def main() -> None:
     args = parse_args()
-    draw = random.Random(1)
+    rng = random.Random(1)
     print(f"{describe_machine('numpy')}, Unicode {unicodedata.unidata_version}")
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -192,15 +192,15 @@ def main() -> None:
             model_dir = model_directory(args.bert_model_dir, weights=False).resolve()
             tokens = load_vocabulary(model_dir)
         else:
-            model_dir, tokens = directory, make_vocabulary(draw)
+            model_dir, tokens = directory, make_vocabulary(rng)
             directory.joinpath("vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
         if args.pairs:
             pairs_file = args.pairs.resolve()
         else:
             pairs_file = directory / "pairs.tsv"
-            write_pairs(pairs_file, make_pairs(draw, tokens, args.num_pairs))
+            write_pairs(pairs_file, make_pairs(rng, tokens, args.num_pairs))
         same = same_pairs(directory, pairs_file, model_dir, tokens, args.max_seq_length, args.num_plain_pairs)
-    differing = differing_strings(draw, tokens, args.num_strings)
+    differing = differing_strings(rng, tokens, args.num_strings)
     print(f"ids of {args.num_strings:,} random strings, in both cases: {differing} differ")
     sys.exit(0 if same and not differing else 1)
 

@@ -28,11 +28,13 @@ class Comparison(NamedTuple):
     losses: int
 
 
-def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, draws: int = 100_000) -> Comparison:
+def compare(
+    values: Sequence[float], baseline: Sequence[float], seed: int = 42, num_samples: int = 100_000
+) -> Comparison:
     """Compares the values of a run with those of a baseline, both in the same order of queries.
 
     The randomization test flips the signs of the differences (Fisher; Smucker, Allan and Carterette, CIKM 2007). It is
-    exact if there are at most `draws` sign vectors. Else it samples `draws` of them and returns (b + 1) / (draws + 1),
+    exact if there are at most n = `num_samples` sign vectors. Else it samples n of them and returns (b + 1) / (n + 1),
     where b of them are as extreme as the observed one (Davison and Hinkley 1997). The t-test is Student's paired test.
 
     Raises ValueError if the lengths differ, if a value is not finite, or for fewer than two queries.
@@ -59,7 +61,7 @@ def compare(values: Sequence[float], baseline: Sequence[float], seed: int = 42, 
     return Comparison(
         difference=float(mean),
         t_test_p=float(t_test_p),
-        randomization_p=_randomization_p(differences[differences != 0], seed, draws),
+        randomization_p=_randomization_p(differences[differences != 0], seed, num_samples),
         effect_size=float(effect_size),
         wins=int((differences > 0).sum()),
         ties=int((differences == 0).sum()),
@@ -92,13 +94,13 @@ def holm_corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def _randomization_p(differences: np.ndarray, seed: int, draws: int) -> float:
+def _randomization_p(differences: np.ndarray, seed: int, num_samples: int) -> float:
     """Returns the two-sided p of the sum of `(n,)` float64 differences, none of them 0 (a 0 changes no sum)."""
-    is_exact = differences.size < 63 and 1 << differences.size <= draws
-    signs = _all_signs(differences.size) if is_exact else _random_signs(differences.size, draws, seed)
+    is_exact = differences.size < 63 and 1 << differences.size <= num_samples
+    signs = _all_signs(differences.size) if is_exact else _random_signs(differences.size, num_samples, seed)
     observed = abs(differences.sum()) - _ROUNDING * np.abs(differences).sum()  # equal sums can differ by rounding
     as_extreme = sum(int((np.abs(block @ differences) >= observed).sum()) for block in signs)
-    return as_extreme / (1 << differences.size) if is_exact else (as_extreme + 1) / (draws + 1)
+    return as_extreme / (1 << differences.size) if is_exact else (as_extreme + 1) / (num_samples + 1)
 
 
 def _all_signs(n: int) -> Iterator[np.ndarray]:
@@ -109,11 +111,11 @@ def _all_signs(n: int) -> Iterator[np.ndarray]:
         yield (numbers[:, None] >> np.arange(n) & 1) * 2.0 - 1.0
 
 
-def _random_signs(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields `draws` random sign vectors, -1.0 or 1.0, in float64 blocks `(rows, n)`."""
+def _random_signs(n: int, num_samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields `num_samples` random sign vectors, -1.0 or 1.0, in float64 blocks `(rows, n)`."""
     generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
-    for start in range(0, draws, rows):
-        shape = (min(rows, draws - start), n)
+    for start in range(0, num_samples, rows):
+        shape = (min(rows, num_samples - start), n)
         bits = np.unpackbits(np.frombuffer(generator.bytes(-(-shape[0] * n // 8)), dtype=np.uint8), count=shape[0] * n)
         yield bits.reshape(shape) * 2.0 - 1.0

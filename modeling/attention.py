@@ -16,9 +16,9 @@ def dropout_keep_mask(shape: Sequence[int], probability: float) -> torch.Tensor:
     times as fast as `bernoulli_`.
     """
     count = math.prod(shape)
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:count]
+    random_values = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:count]
     dropped = min(round(probability * (1 << 16)), (1 << 16) - 1)  # of 65,536 values
-    return (draws >= dropped - (1 << 15)).view(*shape)
+    return (random_values >= dropped - (1 << 15)).view(*shape)
 
 
 def key_lengths(mask: torch.Tensor | None, size: int, tokens: int) -> list[int] | None:

@@ -65,8 +65,8 @@ def multiplies_bfloat16() -> bool:
 def choose_precision(name: str, fp16: bool, device: torch.device) -> str:
     """Returns the precision of `--precision` and `--fp16`, its old name: fp32, fp16, bf16 or int8.
 
-    `auto` and `--fp16` are fp16 on CUDA. On a CPU `--fp16` is bf16; `auto` is bf16 if the CPU has bfloat16 matmuls, else
-    fp32.
+    On CUDA, `auto` and `--fp16` are fp16. On a CPU, `--fp16` is bf16; `auto` is bf16 if the CPU has bfloat16 matmuls,
+    else fp32.
 
     Raises DeviceError for a precision that the device does not have.
     """

@@ -17,6 +17,6 @@ def rank() -> int:
 
 
 def exit_after_the_first(status: int | str = 2) -> NoReturn:
-    """Waits, then exits. When one process exits, torchrun ends all; the one that reports an error needs time to do so."""
+    """Exits after a second. torchrun ends all processes when one exits, and another one still reports the error."""
     time.sleep(1)
     sys.exit(status)

@@ -1,5 +1,5 @@
-"""What tests share, and which run: `gpu` with a GPU, `tensorflow` and `tensorboard` where they are
-installed, `example` as `-m` names it."""
+"""Shared fixtures, and skipped tests: `gpu` without a GPU, `tensorflow` and `tensorboard` if not installed, `example`
+without `-m example`."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def no_curves() -> Iterator[None]:
-    """Drawing takes longer than most runs of the tests; those of the curves put it back."""
+    """Turns the plot off, which takes longer than most runs of the tests. Tests of the curves turn it on."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("training.curves.write_training_curves", lambda directory: False)
         yield
@@ -36,7 +36,7 @@ def has_gpu() -> bool:
 
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Path:
-    """What tokenizing needs of a model: its vocabulary."""
+    """A model directory with only a vocabulary, which is all that tokenizing needs."""
     from tiny import TOKENS
 
     directory = tmp_path / "model"

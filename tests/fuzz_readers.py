@@ -1,4 +1,4 @@
-"""Fuzzes the readers of features and pairs, which read files from others. Needs atheris:
+"""Fuzzes the readers of features and pairs, which read files from strangers. Needs atheris:
 
   pip install atheris
   python tests/fuzz_readers.py -max_total_time=600 [CORPUS_DIRECTORY]

@@ -47,30 +47,26 @@ def write_collection(
 
 def random_collection(seed: int) -> SmallCollection:
     """Some documents are empty or missing; some queries have no text, qrels or candidates; grades are -1 to 2."""
-    draw = random.Random(seed)
-    doc_ids = [f"D_{i}" for i in range(draw.randint(8, 40))]
+    rng = random.Random(seed)
+    doc_ids = [f"D_{i}" for i in range(rng.randint(8, 40))]
     documents = {
         doc_id: (
-            " ".join(draw.choices(["red", "Green", "blue"], k=draw.randint(0, 2))),
-            " ".join(f"w{i}" for i in range(draw.choice([0, *range(1, 40)]))),
+            " ".join(rng.choices(["red", "Green", "blue"], k=rng.randint(0, 2))),
+            " ".join(f"w{i}" for i in range(rng.choice([0, *range(1, 40)]))),
         )
         for doc_id in doc_ids
-        if draw.random() < 0.9
+        if rng.random() < 0.9
     }
     query_ids = [str(i) for i in range(13)]
     return SmallCollection(
         documents,
-        {query_id: f"what is {query_id} ?" for query_id in query_ids if draw.random() < 0.9},
+        {query_id: f"what is {query_id} ?" for query_id in query_ids if rng.random() < 0.9},
         {
-            query_id: {doc_id: draw.choice([-1, 0, 1, 2]) for doc_id in draw.sample(doc_ids, draw.randint(1, 5))}
+            query_id: {doc_id: rng.choice([-1, 0, 1, 2]) for doc_id in rng.sample(doc_ids, rng.randint(1, 5))}
             for query_id in query_ids
-            if draw.random() < 0.9
+            if rng.random() < 0.9
         },
-        {
-            query_id: draw.sample(doc_ids, draw.randint(1, len(doc_ids)))
-            for query_id in query_ids
-            if draw.random() < 0.9
-        },
+        {query_id: rng.sample(doc_ids, rng.randint(1, len(doc_ids))) for query_id in query_ids if rng.random() < 0.9},
     )
 
 

@@ -78,7 +78,7 @@ def test_the_dropout_mask_is_true_with_its_probability(probability: float) -> No
     kept = mask.double().mean().item()
     # 5 standard deviations of the mean of 303,000 values
     assert abs(kept - (1 - probability)) <= 5 * (probability * (1 - probability) / mask.numel()) ** 0.5
-    # neighbouring values are independent: the four of a 64-bit integer, and those of different integers
+    # neighboring values are independent: the four of a 64-bit integer, and those of different integers
     signs = mask.flatten().double() - kept
     for distance in (1, 2, 3, 4, 5):
         assert abs((signs[distance:] * signs[:-distance]).mean().item()) <= 5 / mask.numel() ** 0.5

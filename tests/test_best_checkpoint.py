@@ -1,4 +1,4 @@
-"""The best student on a dev set: what is measured, which is kept, early stopping, and going on after a stop."""
+"""The best checkpoint on a dev set: the measure, the choice, early stopping, and resuming."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_resume import DROPOUT, STOPPED, at_update, fail_at, result, send
+from test_resume import DROPOUT, STOPPED, at_step, fail_at, result, send
 from tiny import (
     STUDENT,
     TEACHER,
@@ -33,7 +33,7 @@ from tokenization.vocabulary import vocabulary_sha256
 from training.checkpoints import CHECKPOINT_FILES
 from training.dev import DevPairs, measure_of, read_dev_pairs
 
-UPDATES = 20  # four epochs of 5
+STEPS = 20  # four epochs of 5
 PAIRS = 90  # of queries q0 to q2, in documents D0 to D6 each
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 SAVING = ["--save_model_step", 4]
@@ -87,7 +87,7 @@ def run(inputs: Path, tmp_path: Path, *more: object, **settings) -> int:
     return run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out", *SAVING, *more), **settings).status
 
 
-# What is measured.
+# The measure.
 
 
 def dev_pairs(measure: str, qrels: dict[str, dict[str, int]]) -> DevPairs:
@@ -99,7 +99,7 @@ def test_documents_are_ranked_by_their_best_passages() -> None:
     passages = [
         PassageScore("a", "D1_0", 0.2), PassageScore("a", "D2_0", 0.6), PassageScore("a", "D1_1", 0.9),  # D1, D2
         PassageScore("b", "D1_0", 0.5), PassageScore("b", "D2_passage-7", 0.5),  # D2, D1: the higher id at equal scores
-        PassageScore("c", "D9_0", 0.1), PassageScore("c", "D_8_0", 0.3), PassageScore("c", "D7_0", 0.2),  # the third
+        PassageScore("c", "D9_0", 0.1), PassageScore("c", "D_8_0", 0.3), PassageScore("c", "D7_0", 0.2),  # rank 3
     ]  # fmt: skip
     assert measure_of(dev_pairs("MRR@10", qrels), passages) == pytest.approx((1 + 1 + 1 / 3) / 3)
     assert measure_of(dev_pairs("MRR@2", qrels), passages) == pytest.approx((1 + 1 + 0) / 3)
@@ -118,9 +118,9 @@ def test_scores_that_32_bits_cannot_tell_apart_keep_their_order() -> None:
 def test_the_values_are_those_of_the_scripts_on_each_checkpoint(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     lines = distil(inputs, output, "--save_model_step", 2)
-    assert [line["global_step"] for line in lines] == list(range(2, UPDATES + 1, 2))
+    assert [line["global_step"] for line in lines] == list(range(2, STEPS + 1, 2))
     values = {}
-    for step in range(2, UPDATES, 2):
+    for step in range(2, STEPS, 2):
         model, scores, results = output / f"checkpoint-{step}", tmp_path / f"{step}.scores", tmp_path / f"{step}.run"
         for script, *flags in (
             ("rerank.py", "--model_dir", model, "--features_file", inputs / "dev", "--output_scores_file", scores,
@@ -134,26 +134,26 @@ def test_the_values_are_those_of_the_scripts_on_each_checkpoint(inputs: Path, tm
         assert len(list(read_scores(scores))) == PAIRS
     assert {line["global_step"]: line["value"] for line in lines[:-1]} == values
 
-    # the best so far is the first of the highest, at every line
+    # in each line the best step is the first with the highest value so far
     for number, line in enumerate(lines, start=1):
         best = max(lines[:number], key=lambda earlier: earlier["value"])
         assert line == {**line, "measure": "MRR@10", "best_step": best["global_step"]}
     best_step = lines[-1]["best_step"]
-    assert best_step not in (2, UPDATES)  # so that it tells something
+    assert best_step not in (2, STEPS)  # otherwise the test would show little
     assert len({line["best_step"] for line in lines}) > 2
 
-    # the finished student is that one, and says so
+    # the student is that checkpoint; training.json and the log say so
     assert {name: contents(output)[name] for name in MODEL_FILES} == {
         name: content for name, content in contents(output / f"checkpoint-{best_step}").items() if name in MODEL_FILES
     }
     outcome = run_file(output)
-    assert (outcome["finished"], outcome["best_step"], outcome["last_step"]) == (True, best_step, UPDATES)
+    assert (outcome["finished"], outcome["best_step"], outcome["last_step"]) == (True, best_step, STEPS)
     assert outcome["best_value"] == values[best_step]
     log = (output / "distill.log").read_text()
     assert f"the student is that of step {best_step}, dev MRR@10 {values[best_step]:.4f}, the best of 20" in log
     assert not list(output.glob("best-*"))
 
-    # each checkpoint holds the best student of its moment
+    # each checkpoint has the weights of the best checkpoint until then
     for line in lines[:-1]:
         checkpoint = output / f"checkpoint-{line['global_step']}"
         weights = (checkpoint / "best_model.safetensors").read_bytes()
@@ -164,20 +164,20 @@ def test_the_values_are_those_of_the_scripts_on_each_checkpoint(inputs: Path, tm
 def test_evaluating_changes_nothing_of_the_training(inputs: Path, tmp_path: Path, uninterrupted: Path) -> None:
     flags = arguments(inputs, tmp_path / "out", *SAVING)
     place = flags.index("--dev_features_file")
-    assert run_main("distill.py", *flags[:place], *SAVING).status == 0  # without dropout's draws it could not tell
+    assert run_main("distill.py", *flags[:place], *SAVING).status == 0  # dropout shows a change of the RNG state
     for name in ("train_loss.jsonl", "checkpoint-16/model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert not (tmp_path / "out" / "dev_eval.jsonl").exists()
 
 
-def test_the_first_of_equal_students_is_kept(inputs: Path, tmp_path: Path) -> None:
+def test_the_first_of_equal_checkpoints_is_the_best(inputs: Path, tmp_path: Path) -> None:
     lines = distil(inputs, tmp_path / "out", "--learning_rate", 0, *SAVING)
     assert len({line["value"] for line in lines}) == 1 and {line["best_step"] for line in lines} == {2}
     more = ["--learning_rate", 0, "--early_stopping_patience", 3]
     assert [line["global_step"] for line in distil(inputs, tmp_path / "stopped", *more)] == [2, 4, 6, 8]
 
 
-def test_without_a_step_an_epoch_is_one_and_another_measure(inputs: Path, tmp_path: Path) -> None:
+def test_by_default_it_evaluates_after_each_epoch_and_another_measure(inputs: Path, tmp_path: Path) -> None:
     flags = [str(flag) for flag in arguments(inputs, tmp_path / "out", "--dev_measure", "ndcg@10")]
     place = flags.index("--eval_model_step")
     done = run_main("distill.py", *flags[:place], *flags[place + 2 :])
@@ -185,14 +185,14 @@ def test_without_a_step_an_epoch_is_one_and_another_measure(inputs: Path, tmp_pa
     lines = dev_lines(tmp_path / "out")
     assert [(line["global_step"], line["measure"]) for line in lines] == [(n, "ndcg@10") for n in (5, 10, 15, 20)]
     done = run_main("distill.py", *arguments(inputs, tmp_path / "seven", "--eval_model_step", 7))
-    assert [line["global_step"] for line in dev_lines(tmp_path / "seven")] == [7, 14, 20]  # and after the last
+    assert [line["global_step"] for line in dev_lines(tmp_path / "seven")] == [7, 14, 20]  # and after the last step
 
 
 # Stopping early.
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
-def test_it_stops_after_so_many_evaluations_without_a_better_one(
+def test_it_stops_after_the_given_evaluations_without_a_better_one(
     inputs: Path, tmp_path: Path, uninterrupted: Path, patience: int
 ) -> None:
     output = tmp_path / "out"
@@ -212,7 +212,7 @@ def test_it_stops_after_so_many_evaluations_without_a_better_one(
         lines[-1]["best_step"],
     )
     losses = [json.loads(line)["global_step"] for line in (output / "train_loss.jsonl").read_text().splitlines()]
-    assert losses[-1] == number * 2  # of what no line was about yet
+    assert losses[-1] == number * 2  # the last line has the losses of the remaining steps
     assert not (output / f"checkpoint-{number * 2}").exists()
     before = contents(output / "checkpoint-4")
     done = run_main(
@@ -224,19 +224,19 @@ def test_it_stops_after_so_many_evaluations_without_a_better_one(
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     more = ["--early_stopping_patience", patience]
-    assert run(inputs, stopped, *more, prepare=at_update(5, send(signal.SIGTERM))) == STOPPED
+    assert run(inputs, stopped, *more, prepare=at_step(5, send(signal.SIGTERM))) == STOPPED
     assert run(inputs, stopped, *more, "--resume") == 0
     shutil.rmtree(stopped / "out" / "checkpoint-5")
     assert result(stopped / "out") == result(output)
 
 
-# Going on.
+# Resuming.
 
 
 @pytest.mark.parametrize("stop", [1, 9, 10, 18])
-def test_a_run_that_was_stopped_goes_on_exactly(inputs: Path, tmp_path: Path, uninterrupted: Path, stop: int) -> None:
+def test_a_run_that_was_stopped_resumes_exactly(inputs: Path, tmp_path: Path, uninterrupted: Path, stop: int) -> None:
     output = tmp_path / "out"
-    assert run(inputs, tmp_path, prepare=at_update(stop, send(signal.SIGTERM))) == STOPPED
+    assert run(inputs, tmp_path, prepare=at_step(stop, send(signal.SIGTERM))) == STOPPED
     lines = dev_lines(output)
     assert len(lines) == stop // 2
     check_checksums(output / f"checkpoint-{stop}", CHECKPOINT_FILES)
@@ -251,18 +251,18 @@ def test_a_run_that_was_stopped_goes_on_exactly(inputs: Path, tmp_path: Path, un
 
 
 @pytest.mark.parametrize("kill", [1, 7, 12, 20])
-def test_a_run_that_was_killed_goes_on_exactly(inputs: Path, tmp_path: Path, uninterrupted: Path, kill: int) -> None:
+def test_a_run_that_was_killed_resumes_exactly(inputs: Path, tmp_path: Path, uninterrupted: Path, kill: int) -> None:
     output = tmp_path / "out"
-    assert run(inputs, tmp_path, prepare=at_update(kill, send(signal.SIGKILL))) == -signal.SIGKILL
-    assert run(inputs, tmp_path, "--resume", prepare=at_update(3, send(signal.SIGKILL))) in (0, -signal.SIGKILL)
+    assert run(inputs, tmp_path, prepare=at_step(kill, send(signal.SIGKILL))) == -signal.SIGKILL
+    assert run(inputs, tmp_path, "--resume", prepare=at_step(3, send(signal.SIGKILL))) in (0, -signal.SIGKILL)
     assert run(inputs, tmp_path, "--resume") == 0
     assert result(output) == result(uninterrupted)
     steps = [json.loads(line)["global_step"] for line in (output / "speed.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == UPDATES
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
 @pytest.mark.parametrize("name", ["best-8", "dev_eval.jsonl"])
-def test_a_run_that_was_killed_while_it_kept_a_student_goes_on_exactly(
+def test_a_run_that_was_killed_while_it_saved_the_best_checkpoint_resumes_exactly(
     inputs: Path, tmp_path: Path, uninterrupted: Path, name: str
 ) -> None:
     killed = 0
@@ -275,17 +275,17 @@ def test_a_run_that_was_killed_while_it_kept_a_student_goes_on_exactly(
         killed += 1
         for best in (tmp_path / "out").glob("best-*"):
             if (best / "config.json").exists():
-                load_ranker(best)  # whole
+                load_ranker(best)  # it is complete
         assert run(inputs, tmp_path, "--resume") == 0
         assert result(tmp_path / "out") == result(uninterrupted)
         assert not list((tmp_path / "out").rglob(".*"))
     assert killed > 1
 
 
-def test_a_student_that_was_kept_is_not_lost_by_starting_anew(inputs: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_not_lost_by_starting_again(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = arguments(inputs, output)  # without checkpoints
-    prepare = at_update(7, send(signal.SIGKILL))
+    prepare = at_step(7, send(signal.SIGKILL))
     assert run_forked(tmp_path, "distill.py", *flags, prepare=prepare).status == -signal.SIGKILL
     (best,) = output.glob("best-*")
     load_ranker(best)
@@ -300,7 +300,7 @@ def test_a_student_that_was_kept_is_not_lost_by_starting_anew(inputs: Path, tmp_
 
 def test_other_dev_data_and_flags_are_refused_and_named(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert run(inputs, tmp_path, prepare=at_update(5, send(signal.SIGTERM))) == STOPPED
+    assert run(inputs, tmp_path, prepare=at_step(5, send(signal.SIGTERM))) == STOPPED
     before = result(output)
     write_tiny_features(tmp_path / "dev", count=PAIRS, set_name="dev", seed=6)
     (tmp_path / "qrels").write_text((inputs / "qrels").read_text().replace("D4", "D5"))
@@ -317,10 +317,10 @@ def test_other_dev_data_and_flags_are_refused_and_named(inputs: Path, tmp_path: 
     assert run(tmp_path / "moved", tmp_path, "--resume") == 0
 
 
-# What is refused.
+# Errors.
 
 
-def test_flags_that_make_no_sense_together_are_refused(inputs: Path, tmp_path: Path) -> None:
+def test_flags_that_contradict_each_other_are_refused(inputs: Path, tmp_path: Path) -> None:
     flags = arguments(inputs, tmp_path / "out")
     bare = flags[: flags.index("--dev_features_file")]
     dev = ["--dev_features_file", inputs / "dev", "--dev_qrels", inputs / "qrels"]
@@ -368,7 +368,7 @@ def test_dev_data_that_cannot_be_measured_is_refused(inputs: Path, tmp_path: Pat
     refused(flag, tmp_path / "short", "line 2", "3 columns")
 
 
-def test_dev_queries_without_judgements_and_contradictions_are_noted(inputs: Path, tmp_path: Path) -> None:
+def test_dev_queries_without_judgments_and_contradictions_are_noted(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("q0 0 D1 1\nq1 0 D2 0\nq1 0 D2 1\nq8 0 D1 1\n")
     dev = read_dev_pairs(inputs / "dev", tmp_path / "qrels", "MRR@10", read_header(inputs / "features"))
     contradiction, unjudged = dev.notes

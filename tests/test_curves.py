@@ -1,4 +1,4 @@
-"""Curves: the picture out of the files, throughput, and TensorBoard."""
+"""Training curves: the plot, the speed file, and TensorBoard."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_resume import at_update, send
+from test_resume import at_step, send
 from tiny import STUDENT, assert_refused, run_forked, run_main, student_weights, write_published, write_tiny_features
 
 from training.curves import read_lines_until, used_losses, write_training_curves
@@ -26,11 +26,11 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn."""
-    drawn = []
+    """The figures that are saved."""
+    saved = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
-    return drawn
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), save(figure, *a, **k)))
+    return saved
 
 
 def test_the_picture_shows_what_the_files_hold(tmp_path: Path, figures: list[Figure]) -> None:
@@ -58,10 +58,10 @@ def test_the_picture_shows_what_the_files_hold(tmp_path: Path, figures: list[Fig
     assert [text.get_text() for text in of_dev.get_legend().get_texts()] == ["best: 0.7500 after step 4"]
     assert of_speed.get_lines()[0].get_xydata().tolist() == [[3, 7.5]]
 
-    # again, without what a run need not have
+    # again without the optional files
     (tmp_path / "dev_eval.jsonl").unlink()
     (tmp_path / "speed.jsonl").unlink()
-    write_lines(tmp_path / "train_loss.jsonl", losses[:2])  # the last of which float16 skipped
+    write_lines(tmp_path / "train_loss.jsonl", losses[:2])  # float16 skipped the steps of the second line
     assert write_training_curves(tmp_path)
     assert [axes.get_ylabel() for axes in figures[1].axes] == ["loss", "learning rate"]
     labels = [curve.get_label() for curve in figures[1].axes[0].get_lines()]
@@ -81,7 +81,7 @@ def test_a_total_of_one_term_is_that_term() -> None:
     assert used_losses([line(1, 3.0, 1.0, 2.0, 0.0, 1.0, 0.0)]) == ["loss", "att_loss", "soft_loss"]
 
 
-def test_lines_end_where_they_are_asked_to_or_damaged(tmp_path: Path) -> None:
+def test_lines_are_read_up_to_a_step_or_to_a_damaged_line(tmp_path: Path) -> None:
     path = tmp_path / "speed.jsonl"
     assert read_lines_until(path) == []
     write_lines(path, [{"global_step": step} for step in (2, 4, 6)])
@@ -91,7 +91,7 @@ def test_lines_end_where_they_are_asked_to_or_damaged(tmp_path: Path) -> None:
         assert [row["global_step"] for row in read_lines_until(path, 9)] in ([2], [])
 
 
-# In a run.
+# In a training run.
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_without_matplotlib_a_run_ends_with_a_warning(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out"))
     assert done.status == 0
-    assert "WARNING no curves are drawn: ModuleNotFoundError" in done.stderr
+    assert "WARNING no training curves: ModuleNotFoundError" in done.stderr
     assert json.loads((tmp_path / "out" / "training.json").read_text())["finished"]
     assert not (tmp_path / "out" / "training_curves.png").exists()
 
@@ -144,12 +144,12 @@ def test_without_tensorboard_its_flag_is_refused(inputs: Path, tmp_path: Path, m
 
 
 @pytest.mark.tensorboard
-def test_tensorboard_shows_the_lines_also_of_a_run_that_goes_on(inputs: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_the_lines_also_of_a_run_that_is_resumed(inputs: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output, board = tmp_path / "out", tmp_path / "board"
     flags = arguments(inputs, output, "--tensorboard_dir", board, "--eval_model_step", 2, "--save_model_step", 4)
-    prepare = at_update(8, send(signal.SIGKILL))  # after lines and an evaluation at 6
+    prepare = at_step(8, send(signal.SIGKILL))  # after loss lines and an evaluation at step 6
     assert run_forked(tmp_path, "distill.py", *flags, prepare=prepare).status == -signal.SIGKILL
     done = run_forked(tmp_path, "distill.py", *flags, "--resume")
     assert done.status == 0, done

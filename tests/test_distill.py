@@ -1,4 +1,4 @@
-"""Distillation: the script against the plain version, its files, and what it refuses."""
+"""Distillation: the script against the reference implementation, its output files, and its errors."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def loss_lines(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "train_loss.jsonl").read_text().splitlines()]
 
 
-def plain_batches(features_file: Path, batch_size: int, epochs: int, seed: int = 42) -> list[dict]:
+def reference_batches(features_file: Path, batch_size: int, epochs: int, seed: int = 42) -> list[dict]:
     features = Features(features_file)
     batches = []
     for epoch in range(epochs):
@@ -82,7 +82,7 @@ def plain_batches(features_file: Path, batch_size: int, epochs: int, seed: int =
     return batches
 
 
-def plain_run(distill_model: str, batches: list[dict], **settings) -> tuple[list[dict], dict]:
+def reference_run(distill_model: str, batches: list[dict], **settings) -> tuple[list[dict], dict]:
     weights = {name: tensor.double() for name, tensor in student_weights().items()}
     teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
     return reference.train(distill_model, weights, teacher, STUDENT.heads, batches, **settings), weights
@@ -95,7 +95,7 @@ def assert_same_losses(found: list[dict], expected: list[dict], rel: float = 1e-
             assert line[name] == pytest.approx(value, rel=rel, abs=1e-12), (step, name)
 
 
-# What it computes.
+# Losses and weights.
 
 
 @pytest.mark.parametrize("pooled_activation", ["none", "relu"])
@@ -109,15 +109,15 @@ def assert_same_losses(found: list[dict], expected: list[dict], rel: float = 1e-
         ("prediction", ["--learning_rate", 1e-3], {"lr": 1e-3}),
     ],
 )
-def test_twenty_updates_agree_with_the_plain_version(
+def test_twenty_steps_agree_with_the_reference_implementation(
     inputs: Path, tmp_path: Path, distill_model: str, flags: list, settings: dict, pooled_activation: str
 ) -> None:
     found = distil(
         inputs, tmp_path / "out", "--distill_model", distill_model, "--pooled_activation", pooled_activation,
         "--num_train_epochs", 20, *flags,
     )  # fmt: skip
-    batches = plain_batches(inputs / "features", EXAMPLES, 20)
-    expected, weights = plain_run(distill_model, batches, pooled_activation=pooled_activation, **settings)
+    batches = reference_batches(inputs / "features", EXAMPLES, 20)
+    expected, weights = reference_run(distill_model, batches, pooled_activation=pooled_activation, **settings)
     assert_same_losses(found, expected)
     assert expected[-1]["loss"] < expected[0]["loss"]
     rates = [settings.get("lr", 5e-5) * reference.warmup_linear(step / 20, 0.1) for step in range(20)]
@@ -129,11 +129,11 @@ def test_twenty_updates_agree_with_the_plain_version(
         )
 
 
-def test_hard_labels_alone_need_no_teacher_and_agree_with_the_plain_version(inputs: Path, tmp_path: Path) -> None:
+def test_hard_labels_need_no_teacher_and_agree_with_the_reference_implementation(inputs: Path, tmp_path: Path) -> None:
     found = distil(
         inputs, tmp_path / "out", "--distill_model", "hard", "--num_train_epochs", 10, "--learning_rate", 1e-3
     )
-    expected, _ = plain_run("hard", plain_batches(inputs / "features", EXAMPLES, 10), lr=1e-3)
+    expected, _ = reference_run("hard", reference_batches(inputs / "features", EXAMPLES, 10), lr=1e-3)
     assert [line["soft_loss"] for line in found] == [0.0] * 10
     assert_same_losses(found, expected)
 
@@ -142,7 +142,7 @@ def test_several_batches_an_epoch_and_a_partial_batch_is_skipped(inputs: Path, t
     more = ["--train_batch_size", 3, "--num_train_epochs", 4, "--learning_rate", 1e-3, "--seed", 5]
     found = distil(inputs, tmp_path / "out", *more)
     assert [line["global_step"] for line in found] == list(range(1, 9))  # 8 examples: 2 batches of 3 in each epoch
-    expected, _ = plain_run("simplified", plain_batches(inputs / "features", 3, 4, seed=5), lr=1e-3)
+    expected, _ = reference_run("simplified", reference_batches(inputs / "features", 3, 4, seed=5), lr=1e-3)
     assert_same_losses(found, expected)
 
 
@@ -168,7 +168,7 @@ def test_accumulation_changes_memory_and_nothing_else(inputs: Path, tmp_path: Pa
 def test_standard_losses_do_not_depend_on_the_padding(inputs: Path, tmp_path: Path) -> None:
     write_tiny_features(tmp_path / "features", count=EXAMPLES, max_seq_length=STUDENT.positions)
     found = distil(inputs, tmp_path / "out", "--distill_model", "standard", "--features_file", tmp_path / "features")
-    expected, _ = plain_run("standard", plain_batches(tmp_path / "features", EXAMPLES, 2))
+    expected, _ = reference_run("standard", reference_batches(tmp_path / "features", EXAMPLES, 2))
     assert_same_losses(found, expected)
 
 
@@ -182,7 +182,7 @@ def test_mixed_precision_on_a_cpu_is_close_to_float32(inputs: Path, tmp_path: Pa
             assert line[name] == pytest.approx(expected[name], rel=0.05), name
 
 
-# The files it writes.
+# The output files.
 
 
 def test_the_loss_lines_hold_what_is_documented(inputs: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_checkpoints_are_model_directories(inputs: Path, tmp_path: Path) -> None
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
     assert not list((tmp_path / "out").glob(".*"))
-    # a checkpoint after the last update would be the model itself
+    # after the last step there is no checkpoint: it would be the student itself
     distil(inputs, tmp_path / "other", "--train_batch_size", 2, "--save_model_step", 8)
     assert not list((tmp_path / "other").glob("checkpoint*"))
 
@@ -278,12 +278,12 @@ def test_a_relative_output_directory_works(inputs: Path, tmp_path: Path, monkeyp
     assert load_ranker(tmp_path / "checkpoint-1")[0].config.hidden_size == STUDENT.hidden
 
 
-def test_a_students_own_head_is_kept(inputs: Path, tmp_path: Path) -> None:
+def test_a_student_keeps_its_own_head(inputs: Path, tmp_path: Path) -> None:
     write_transformers(tmp_path / "general", STUDENT, student_weights(), pooled_activation="relu")
     more = ["--distill_model", "hard", "--general_student_model", tmp_path / "general"]
     found = distil(inputs, tmp_path / "out", *more)
-    batches = plain_batches(inputs / "features", EXAMPLES, 2)
-    assert found[0]["loss"] == pytest.approx(plain_run("hard", batches, pooled_activation="relu")[0][0]["loss"])
+    batches = reference_batches(inputs / "features", EXAMPLES, 2)
+    assert found[0]["loss"] == pytest.approx(reference_run("hard", batches, pooled_activation="relu")[0][0]["loss"])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pooled_activation"] == "relu"
 
 
@@ -295,7 +295,7 @@ def test_the_teacher_has_no_dropout_unless_asked_for(inputs: Path, tmp_path: Pat
     write_published(tmp_path / "teacher", TEACHER, teacher_weights(), **noisy)
     before = (tmp_path / "teacher" / "pytorch_model.bin").read_bytes()
     more = ["--num_train_epochs", 3, "--teacher_model", tmp_path / "teacher"]
-    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 3))
+    expected, _ = reference_run("simplified", reference_batches(inputs / "features", EXAMPLES, 3))
     assert_same_losses(distil(inputs, tmp_path / "still", *more), expected)
     noise = distil(inputs, tmp_path / "noise", *more, "--teacher_dropout")
     assert abs(noise[0]["rep_loss"] / expected[0]["rep_loss"] - 1) > 0.01
@@ -306,11 +306,11 @@ def test_the_teacher_has_no_dropout_unless_asked_for(inputs: Path, tmp_path: Pat
 def test_the_student_has_its_dropout(inputs: Path, tmp_path: Path) -> None:
     write_published(tmp_path / "general", STUDENT, student_weights(), hidden_dropout_prob=0.5)
     found = distil(inputs, tmp_path / "out", "--general_student_model", tmp_path / "general")
-    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 2))
+    expected, _ = reference_run("simplified", reference_batches(inputs / "features", EXAMPLES, 2))
     assert abs(found[0]["loss"] / expected[0]["loss"] - 1) > 0.01
 
 
-def test_logits_alone_can_be_learnt_from_any_depth_and_number_of_heads(inputs: Path, tmp_path: Path) -> None:
+def test_logits_alone_can_be_learned_from_any_depth_and_number_of_heads(inputs: Path, tmp_path: Path) -> None:
     sizes = TEACHER._replace(layers=4, heads=3)
     write_published(tmp_path / "teacher", sizes, random_weights(sizes, 5))
     more = ["--teacher_model", tmp_path / "teacher"]
@@ -341,7 +341,7 @@ def test_each_method_is_a_preset_of_the_four_weights(inputs: Path, tmp_path: Pat
             assert found == (tmp_path / distill_model / "model.safetensors").read_bytes()
 
 
-def test_the_loss_is_the_weighted_sum_and_a_term_of_weight_zero_is_left_out(inputs: Path, tmp_path: Path) -> None:
+def test_the_loss_is_the_weighted_sum_and_a_term_of_weight_zero_is_not_computed(inputs: Path, tmp_path: Path) -> None:
     first = distil(inputs, tmp_path / "all")[0]
     more = ["--att_weight", 2, "--rep_weight", 0.25, "--soft_weight", 3, "--hard_weight", 0.5]
     line = distil(inputs, tmp_path / "weighted", *more)[0]
@@ -355,13 +355,13 @@ def test_the_loss_is_the_weighted_sum_and_a_term_of_weight_zero_is_left_out(inpu
         assert line["loss"] == pytest.approx(sum(terms) - terms[number])
 
 
-def test_tinybert_in_two_steps_agrees_with_the_plain_version(inputs: Path, tmp_path: Path) -> None:
+def test_tinybert_in_two_steps_agrees_with_the_reference_implementation(inputs: Path, tmp_path: Path) -> None:
     first = distil(inputs, tmp_path / "first", "--distill_model", "intermediate", "--learning_rate", 1e-3)
-    batches = plain_batches(inputs / "features", EXAMPLES, 2)
-    expected, weights = plain_run("intermediate", batches, lr=1e-3)
+    batches = reference_batches(inputs / "features", EXAMPLES, 2)
+    expected, weights = reference_run("intermediate", batches, lr=1e-3)
     assert_same_losses(first, expected)
 
-    # the first step leaves an encoder with its fit_dense; the classifier of the second comes from the seed
+    # the first step gives an encoder with fit_dense; the seed initializes the classifier of the second step
     raw = safetensors.torch.load_file(tmp_path / "first" / "model.safetensors")
     assert not any(name.startswith("classifier") for name in raw)
     torch.testing.assert_close(
@@ -375,7 +375,7 @@ def test_tinybert_in_two_steps_agrees_with_the_plain_version(inputs: Path, tmp_p
     weights = {name: tensor.detach() for name, tensor in weights.items()}
     teacher = {name: tensor.double() for name, tensor in teacher_weights().items()}
     assert_same_losses(second, reference.train("prediction", weights, teacher, STUDENT.heads, batches, lr=1e-3))
-    assert load_ranker(tmp_path / "second")[1] == {}  # a finished ranker
+    assert load_ranker(tmp_path / "second")[1] == {}  # a ranker has no fit_dense
 
 
 def test_tinybert_is_its_two_trainings_in_one_command(inputs: Path, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_tinybert_with_nothing_to_learn_is_refused(inputs: Path, tmp_path: Path)
     )
 
 
-def test_tinybert_replaces_no_run_of_either_training_unasked(inputs: Path, tmp_path: Path) -> None:
+def test_tinybert_replaces_no_earlier_run_without_overwrite(inputs: Path, tmp_path: Path) -> None:
     for name in ("out_intermediate", "out"):
         distil(inputs, tmp_path / name)
         before = (tmp_path / name / "model.safetensors").read_bytes()
@@ -425,17 +425,17 @@ def test_general_distillation_needs_neither_labels_nor_a_fine_tuned_teacher(inpu
     features = write_tiny_features(tmp_path / "text", EXAMPLES, set_name="test")
     more = ["--distill_model", "intermediate", "--features_file", features, "--teacher_model", tmp_path / "encoder"]
     found = distil(inputs, tmp_path / "done", *more)
-    assert_same_losses(found, plain_run("intermediate", plain_batches(features, EXAMPLES, 2))[0])
+    assert_same_losses(found, reference_run("intermediate", reference_batches(features, EXAMPLES, 2))[0])
     refused(inputs, tmp_path, *more, "--soft_weight", 1, says=("encoder", "no fine-tuned ranker"))
 
 
-def test_a_layer_map_says_what_each_layer_learns_from(inputs: Path, tmp_path: Path) -> None:
+def test_a_layer_map_sets_the_teacher_layer_of_each_student_layer(inputs: Path, tmp_path: Path) -> None:
     uniform = distil(inputs, tmp_path / "uniform")
     assert distil(inputs, tmp_path / "same", "--layer_map", "2,4,6") == uniform
-    # the teacher's upper layers first, and one of them twice: as a teacher whose layers 2, 4, 6 are these
+    # the map is not in order and names one layer twice
     found = distil(inputs, tmp_path / "map", "--layer_map", "5,5,3")
     assert found[0]["soft_loss"] == uniform[0]["soft_loss"]
-    batch = plain_batches(inputs / "features", EXAMPLES, 1)[0]
+    batch = reference_batches(inputs / "features", EXAMPLES, 1)[0]
     weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
     _, scores, hidden = reference.bert(weights[0], STUDENT.heads, batch)
     _, target_scores, target_hidden = reference.bert(weights[1], TEACHER.heads, batch)
@@ -455,13 +455,13 @@ def test_a_layer_map_says_what_each_layer_learns_from(inputs: Path, tmp_path: Pa
     refused(inputs, tmp_path, *more, "2,4,6", says=("--layer_map", "names 3 layers for the 4 of the student"))
 
 
-def test_padding_can_be_left_out_of_the_losses(inputs: Path, tmp_path: Path) -> None:
+def test_the_losses_can_ignore_padding(inputs: Path, tmp_path: Path) -> None:
     every = distil(inputs, tmp_path / "padding")[0]
     more = ["--ignore_padding"]
     found = distil(inputs, tmp_path / "none", *more)
     assert found[0]["att_loss"] != pytest.approx(every["att_loss"], rel=1e-3)
     assert found[0]["soft_loss"] == pytest.approx(every["soft_loss"], rel=1e-6)
-    # so it is the mean of what each example gives alone, without any padding
+    # each loss is the mean over the examples, each one alone without padding
     features = Features(inputs / "features")
     alone = {"att_loss": [], "rep_loss": []}
     weights = [{k: v.double() for k, v in side.items()} for side in (student_weights(), teacher_weights())]
@@ -489,17 +489,17 @@ def write_labelled_features(path: Path, labels: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """How far the teacher's logit of class 1 lies above that of class 0, for 300 examples."""
+    """The teacher's margins z_1 - z_0 for 300 examples, (300,) float64."""
     path = write_labelled_features(tmp_path_factory.mktemp("gaps") / "features", np.zeros(300))
     batch = {name: torch.from_numpy(array) for name, array in Features(path).batch(range(300)).items()}
     logits, _, _ = reference.bert({k: v.double() for k, v in teacher_weights().items()}, TEACHER.heads, batch)
     return (logits[:, 1] - logits[:, 0]).numpy()
 
 
-def test_a_teacher_that_ranks_the_examples_is_taken_and_its_auc_logged(
+def test_a_teacher_that_ranks_the_examples_is_accepted_and_its_auc_logged(
     inputs: Path, tmp_path: Path, gaps: np.ndarray
 ) -> None:
-    # in 100 of the 300 the label says what the teacher says; among the others each label is as frequent
+    # the first 100 labels agree with the teacher; the other 200 are 0 and 1 in turn
     labels = (gaps > np.median(gaps)).astype(int)
     labels[100:] = np.arange(200) % 2
     features = write_labelled_features(tmp_path / "features", labels)
@@ -514,8 +514,8 @@ def test_a_teacher_that_ranks_the_examples_is_taken_and_its_auc_logged(
     assert float(found[1]) == pytest.approx(np.mean(wins), abs=6e-4)
 
 
-def test_a_random_or_reversed_teacher_is_refused_with_its_auc(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
-    reversed_labels = write_labelled_features(tmp_path / "reversed", gaps < np.median(gaps))
+def test_a_random_or_flipped_teacher_is_refused_with_its_auc(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
+    flipped_labels = write_labelled_features(tmp_path / "flipped", gaps < np.median(gaps))
     random_labels = write_labelled_features(tmp_path / "random", np.arange(300) % 2)
     for distill_model in ("simplified", "standard", "prediction"):
         more = ["--distill_model", distill_model, "--features_file"]
@@ -525,14 +525,14 @@ def test_a_random_or_reversed_teacher_is_refused_with_its_auc(inputs: Path, tmp_
             "AUC 0.000 over 128 relevant and 128 not relevant",
             "flipped",
         )
-        refused(inputs, tmp_path, *more, reversed_labels, says=(*says, "--no_teacher_check"))
+        refused(inputs, tmp_path, *more, flipped_labels, says=(*says, "--no_teacher_check"))
         refused(inputs, tmp_path, *more, random_labels, says=("hardly better than chance", "--no_teacher_check"))
-    distil(inputs, tmp_path / "done", "--features_file", reversed_labels, "--no_teacher_check")
-    # it teaches no labels here
-    distil(inputs, tmp_path / "states", "--features_file", reversed_labels, "--distill_model", "intermediate")
+    distil(inputs, tmp_path / "done", "--features_file", flipped_labels, "--no_teacher_check")
+    # without soft labels the teacher is not checked
+    distil(inputs, tmp_path / "states", "--features_file", flipped_labels, "--distill_model", "intermediate")
 
 
-def test_a_teacher_is_not_judged_by_a_handful_of_examples(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
+def test_a_teacher_is_not_checked_with_too_few_examples(inputs: Path, tmp_path: Path, gaps: np.ndarray) -> None:
     labels = np.zeros(300, int)
     labels[np.argsort(gaps)[:15]] = 1
     distil(inputs, tmp_path / "done", "--features_file", write_labelled_features(tmp_path / "few", labels))
@@ -550,7 +550,7 @@ def test_a_teacher_is_not_judged_by_a_handful_of_examples(inputs: Path, tmp_path
 
 
 class FakeAmp(ModuleType):
-    """Records what the script asks of apex.amp."""
+    """Records the calls of the script to apex.amp."""
 
     def __init__(self) -> None:
         super().__init__("apex.amp")
@@ -588,11 +588,11 @@ def test_an_apex_that_has_amp_is_used(
     monkeypatch.setitem(sys.modules, "apex.amp", amp)
     more = ["--fp16", "--fp16_backend", "apex", "--fp16_opt_level", level, "--gradient_accumulation_steps", 2]
     found = distil(inputs, tmp_path / "out", *more)
-    # what apex patches, which is torch itself at O1 alone, is off in the attention loss and in the backward pass
+    # at O1 apex patches torch; the attention loss and the backward pass disable these casts
     halves = [*casts, ("scale_loss", True), *casts, *casts, ("scale_loss", False), *casts]
     assert amp.calls == [("initialize", 2, "BertAdam", level), *halves * 2]
-    # without a scaler or autocast of torch in between
-    assert_same_losses(found, plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 2))[0])
+    # neither torch's scaler nor its autocast is used
+    assert_same_losses(found, reference_run("simplified", reference_batches(inputs / "features", EXAMPLES, 2))[0])
 
 
 @pytest.mark.parametrize("installed", [False, True], ids=["no apex", "an apex without amp"])
@@ -606,7 +606,7 @@ def test_without_apex_amp_the_backend_is_refused(
     assert os.listdir(tmp_path) == []
 
 
-# What it refuses, each in one line and without a trace.
+# Errors: each is one line, and no file is left.
 
 
 def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) -> None:
@@ -668,13 +668,13 @@ def test_flags_that_contradict_each_other_are_refused(inputs: Path, tmp_path: Pa
     assert os.listdir(tmp_path) == []
 
 
-def test_an_earlier_run_is_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_kept_without_overwrite(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     distil(inputs, output, "--save_model_step", 1)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     done = run_main("distill.py", *arguments(inputs, output))
     assert_refused(done, "--output_student_dir", "holds config.json of an earlier run", "--overwrite")
-    # a refusal for another reason costs the earlier run nothing
+    # another error does not change the earlier run
     done = run_main("distill.py", *arguments(inputs, output, "--overwrite", "--features_file", tmp_path / "typo"))
     assert_refused(done, str(tmp_path / "typo"))
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
@@ -712,8 +712,8 @@ def test_the_student_has_the_head_of_its_teacher(inputs: Path, tmp_path: Path) -
     write_transformers(tmp_path / "teacher", TEACHER, teacher_weights(), pooled_activation="relu")
     distil(inputs, tmp_path / "out", "--teacher_model", tmp_path / "teacher")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pooled_activation"] == "relu"
-    plain = distil(inputs, tmp_path / "none", "--teacher_model", tmp_path / "teacher", "--pooled_activation", "none")
-    assert plain[0] == distil(inputs, tmp_path / "published")[0]
+    without = distil(inputs, tmp_path / "none", "--teacher_model", tmp_path / "teacher", "--pooled_activation", "none")
+    assert without[0] == distil(inputs, tmp_path / "published")[0]
 
 
 def test_an_unfinished_run_without_checkpoints_can_be_started_again(inputs: Path, tmp_path: Path) -> None:
@@ -749,7 +749,7 @@ def test_models_that_cannot_learn_from_each_other_are_refused(inputs: Path, tmp_
 
 
 def test_a_teacher_that_is_no_fine_tuned_ranker_is_refused(inputs: Path, tmp_path: Path) -> None:
-    # also where the student has something to warn of
+    # the student, without a classifier, would give a warning; the error is still the only line
     bare = {k: v for k, v in student_weights().items() if not k.startswith("classifier")}
     write_published(tmp_path / "bare", STUDENT, bare)
     weights = teacher_weights()
@@ -759,7 +759,7 @@ def test_a_teacher_that_is_no_fine_tuned_ranker_is_refused(inputs: Path, tmp_pat
     refused(inputs, tmp_path, *more, says=("classifier.weight is missing", "no fine-tuned ranker"))
 
 
-def test_features_that_cannot_be_learnt_from_are_refused(inputs: Path, tmp_path: Path) -> None:
+def test_features_that_cannot_be_learned_from_are_refused(inputs: Path, tmp_path: Path) -> None:
     def features(path: Path, *says: str) -> None:
         refused(inputs, tmp_path, "--features_file", path, says=("error", str(path), *says))
 
@@ -806,9 +806,9 @@ def on_gpu(inputs: Path, output: Path, *more: object) -> Finished:
 
 
 @pytest.mark.gpu
-def test_a_gpu_computes_what_the_plain_version_does(inputs: Path, tmp_path: Path) -> None:
+def test_a_gpu_agrees_with_the_reference_implementation(inputs: Path, tmp_path: Path) -> None:
     on_gpu(inputs, tmp_path / "out", "--device", 0)
-    expected, _ = plain_run("simplified", plain_batches(inputs / "features", EXAMPLES, 20))
+    expected, _ = reference_run("simplified", reference_batches(inputs / "features", EXAMPLES, 20))
     assert_same_losses(loss_lines(tmp_path / "out"), expected, rel=1e-4)
     assert "device: cuda:0" in (tmp_path / "out" / "distill.log").read_text()
 
@@ -824,7 +824,7 @@ def test_float16_with_a_scaler_is_close_to_float32(inputs: Path, tmp_path: Path,
 
 
 @pytest.mark.gpu
-def test_the_gpu_is_taken_where_there_is_one(inputs: Path, tmp_path: Path) -> None:
+def test_the_gpu_is_used_if_there_is_one(inputs: Path, tmp_path: Path) -> None:
     on_gpu(inputs, tmp_path / "out", "--device", "auto")
     assert "device: cuda" in (tmp_path / "out" / "distill.log").read_text()
     on_gpu(inputs, tmp_path / "cpu", "--device", "auto", "--no_cuda")

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: the losses and scores of one process, and one word on an error."""
+"""Several processes under torchrun: the losses and scores of one process, and one line for an error."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inputs")
     write_published(directory / "teacher", TEACHER, teacher_weights())
-    # without a classifier and fit_dense, whose initial values must be the same in each process
+    # without classifier and fit_dense: each process must initialize them alike
     bare = {k: v for k, v in student_weights().items() if not k.startswith(("classifier", "fit_dense"))}
     write_published(directory / "general", STUDENT, bare)
     write_published(directory / "ranker", STUDENT, student_weights())
@@ -72,7 +72,7 @@ def loss_lines(output: Path) -> list[dict]:
 
 
 def assert_same_run(found: Path, expected: Path, rel: float = 2e-6) -> None:
-    """The losses of each update, and the students."""
+    """Compares the losses of each step, and the students."""
     lines, expected_lines = loss_lines(found), loss_lines(expected)
     assert lines == [pytest.approx(line, rel=rel) for line in expected_lines]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -88,7 +88,7 @@ def test_distilling_has_the_losses_of_one_process(inputs: Path, tmp_path: Path) 
     assert run_main("distill.py", *distil_arguments(inputs, tmp_path / "one", *more)).status == 0
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert {*os.listdir(tmp_path / "two")} == {*os.listdir(tmp_path / "one"), "training_curves.png"}
-    # one process speaks, also of what each did
+    # only rank 0 logs; it logs the work of both processes
     log = (tmp_path / "two" / "distill.log").read_text()
     assert log == done.stderr
     assert log.count("step 6 of 6") == log.count("classifier.weight, classifier.bias not found") == 1
@@ -104,7 +104,7 @@ def test_reranking_has_the_scores_of_one_process_in_input_order(inputs: Path, tm
     assert run_main("rerank.py", *rerank_arguments(inputs, tmp_path / "one")).status == 0
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
     first, second, last = done.stdout.splitlines()
-    # batches of up to 51 tokens, in turn
+    # the processes take batches of up to 51 tokens in turn
     assert first.startswith("process 0: 14 passages in ") and second.startswith("process 1: 9 passages in ")
     assert f"{PASSAGES} passages in " in last and last.endswith("on 2 processes, the first on cpu (1 threads)")
     log = (tmp_path / "two.log").read_text().splitlines()
@@ -112,12 +112,12 @@ def test_reranking_has_the_scores_of_one_process_in_input_order(inputs: Path, tm
     assert sorted(os.listdir(tmp_path)) == sorted(f"{run}{end}" for run in ("one", "two") for end in ENDINGS)
 
 
-# The rest needs no torchrun of its own, only what it tells its processes.
+# The other tests start processes themselves, with the environment that torchrun sets.
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    """Two processes at a time that have loaded torch; each serves one script."""
+    """A pool of two processes that have loaded torch. Each process runs one script."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed", "safetensors.torch", "tqdm"])
     with context.Pool(2, maxtasksperchild=1) as pool:
@@ -125,10 +125,12 @@ def pool() -> Iterator[Pool]:
 
 
 def run_as(environment: dict[str, str], replaced: dict[str, object], script: str, *args: object) -> Finished:
-    """Runs a script as one of several processes, in which some names of the project stand for something else."""
+    """Runs a script as one of several processes, with some names of the project patched."""
     os.environ |= environment
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(distributed.time, "sleep"))  # before a process ends without a word
+        stack.enter_context(
+            mock.patch.object(distributed.time, "sleep")
+        )  # processes without a message wait before they exit
         for name, value in replaced.items():
             stack.enter_context(mock.patch(name, value))
         return run_main(script, *args)
@@ -163,7 +165,7 @@ def test_other_losses_are_those_of_one_process_too(inputs: Path, tmp_path: Path,
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_each_process_draws_its_own_dropout(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+def test_each_process_has_its_own_dropout(inputs: Path, tmp_path: Path, pool: Pool) -> None:
     write_published(tmp_path / "noisy", STUDENT, student_weights(), hidden_dropout_prob=0.5)
     header = FeaturesHeader(MAX_SEQ_LENGTH, len(TOKENS), True, "train", vocabulary_sha256(TOKENS))
     write_features(tmp_path / "features", header, [Example("the same", [2, 7, 9, 3, 8, 11, 3], 4, 1)] * 2)
@@ -179,7 +181,9 @@ def test_each_process_draws_its_own_dropout(inputs: Path, tmp_path: Path, pool: 
     assert abs(alone[0] / alone[1] - 1) > 0.01
 
 
-def test_all_keep_the_same_student_and_stop_after_the_same_evaluation(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+def test_all_have_the_same_best_checkpoint_and_stop_after_the_same_evaluation(
+    inputs: Path, tmp_path: Path, pool: Pool
+) -> None:
     (tmp_path / "qrels").write_text("q0 0 D4 1\nq1 0 D2 1\nq2 0 D5 1\n")
     more = ["--dev_features_file", inputs / "passages", "--dev_qrels", tmp_path / "qrels", "--eval_model_step", 1]
     more += ["--dev_measure", "NDCG@10", "--early_stopping_patience", 2, "--learning_rate", 0]
@@ -193,22 +197,22 @@ def test_all_keep_the_same_student_and_stop_after_the_same_evaluation(inputs: Pa
     assert (outcome["finished"], outcome["best_step"], outcome["last_step"]) == (True, 1, 3)
 
 
-make_update = BertAdam.step
+original_step = BertAdam.step
 
 
-def update_and_be_stopped(optimizer: BertAdam, closure: None = None) -> None:
+def step_after_a_signal(optimizer: BertAdam, closure: None = None) -> None:
     if optimizer.param_groups[0]["step"] == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-    make_update(optimizer, closure)
+    original_step(optimizer, closure)
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_update(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+def test_a_signal_to_one_process_stops_all_after_the_same_step(inputs: Path, tmp_path: Path, pool: Pool) -> None:
     write_published(tmp_path / "noisy", STUDENT, student_weights(), hidden_dropout_prob=0.5)
     more = ["--general_student_model", tmp_path / "noisy", "--num_train_epochs", 6, "--train_loss_step", 5]
     whole = run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "all", *more))
     assert [done.status for done in whole] == [0, 0]
     arguments = distil_arguments(inputs, tmp_path / "out", *more)
-    stopped = {}, {"training.optimizer.BertAdam.step": update_and_be_stopped}
+    stopped = {}, {"training.optimizer.BertAdam.step": step_after_a_signal}
     assert [done.status for done in run_two(pool, "distill.py", *arguments, replaced=stopped)] == [75, 75]
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
     assert run_main("distill.py", *arguments, "--resume").stderr.count("num_processes (2 there, 1 here)") == 1
@@ -218,7 +222,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(inputs: Path, t
 
 
 def assert_one_error(done: list[Finished], says: str) -> int:
-    """One of the processes says so, and all end with status 2; returns which said it."""
+    """Checks that one process reports the error and that all exit with status 2. Returns the rank of that process."""
     assert [one.status for one in done] == [2, 2]
     logged = re.compile(r"[\d-]+ [\d:,]+ (INFO|WARNING|ERROR) ")
     lines = [
@@ -229,7 +233,7 @@ def assert_one_error(done: list[Finished], says: str) -> int:
     return number
 
 
-def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+def test_an_error_is_reported_once(inputs: Path, tmp_path: Path, pool: Pool) -> None:
     def distil_refused(*more: object, says: str) -> None:
         assert_one_error(run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "out", *more)), says)
 
@@ -258,7 +262,7 @@ def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Po
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert distributed.local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)  # of one process
+    assert distributed.local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)  # with one process
     environment = {"TORCHELASTIC_RUN_ID": "x", "RANK": 6, "WORLD_SIZE": 8, "LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 4}
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))

@@ -142,17 +142,17 @@ def reference_choice(rows: list[tuple[str, int, float | None]], threshold: float
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_pairs_against_the_reference(tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     rows = []
     for query_id in range(7):
-        for doc_id in range(draw.randint(1, 4)):
-            for number in range(draw.randint(0, 13)):
-                rows.append((f"q{query_id}#D_{doc_id}_passage-{number}", 1, draw.randrange(11) / 10))
-        rows += [(f"q{query_id}#N{i}_passage-{draw.randrange(4)}", 0, None) for i in range(draw.randint(0, 3))]
+        for doc_id in range(rng.randint(1, 4)):
+            for number in range(rng.randint(0, 13)):
+                rows.append((f"q{query_id}#D_{doc_id}_passage-{number}", 1, rng.randrange(11) / 10))
+        rows += [(f"q{query_id}#N{i}_passage-{rng.randrange(4)}", 0, None) for i in range(rng.randint(0, 3))]
     if seed % 2:
-        draw.shuffle(rows)
-    threshold, best = draw.randrange(1, 10) / 10, draw.randrange(4)
-    left = filter_pairs(tmp_path, rows, "--threshold", threshold, "--best", best, order=draw)
+        rng.shuffle(rows)
+    threshold, best = rng.randrange(1, 10) / 10, rng.randrange(4)
+    left = filter_pairs(tmp_path, rows, "--threshold", threshold, "--best", best, order=rng)
     assert left == reference_choice(rows, threshold, best)
 
 

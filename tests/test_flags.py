@@ -1,4 +1,4 @@
-"""The parser of all scripts, and how distill.py's flags follow from the terms of the loss."""
+"""The parser of all scripts, and the flags of distill.py for the terms of the loss."""
 
 import argparse
 

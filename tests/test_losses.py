@@ -1,4 +1,4 @@
-"""The published losses: by hand, and against their direct form."""
+"""The published losses: computed by hand, and compared with their direct form."""
 
 import argparse
 import math
@@ -42,7 +42,7 @@ def random_queries_keys(seed: int, head_size: int, scale: float = 1.0) -> tuple[
 def published_attention_loss(
     student: list, teacher: list, mask: torch.Tensor, ignore_padding: bool = False
 ) -> torch.Tensor:
-    """From the scores, in float64. `ignore_padding` cuts each example to its length."""
+    """The published form, from the attention scores, in float64. `ignore_padding` cuts each example to its length."""
     if ignore_padding:
         total = torch.zeros((), dtype=torch.float64)
         for i, length in enumerate(mask.sum(dim=-1).tolist()):
@@ -76,7 +76,7 @@ def test_attention_loss_by_hand() -> None:
     key = torch.tensor([[[[1.0, 1.0, 9.0, 9.0], [3.0, 2.0, 9.0, 9.0]]]])  # [[1, 3], [2, 4]]
     both = torch.tensor([[1, 1]])
     assert attention_loss([student], [(query, key)], both).item() == pytest.approx((4 + 4 + 16 + 36) / 4)
-    # twice the layers, twice the sum
+    # with twice the layers the sum is twice as large
     assert attention_loss([student] * 2, [(query, key)] * 2, both).item() == pytest.approx(2 * (4 + 4 + 16 + 36) / 4)
     # the scores of a padded key count 0, those of a padded query count; the mean is over all four
     padded = torch.tensor([[1, 0]])
@@ -102,7 +102,7 @@ def test_both_forms_agree_with_the_published_one_in_float64(
     flat = [tensor for pair in student for tensor in pair]
     expected_gradients = torch.autograd.grad(expected, flat)
 
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # nothing is rounded
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # so that all is computed in float64
     if form == "scores":
         monkeypatch.setattr(losses, "_sum_of_squares_by_gram", losses._sum_of_squares_by_scores)
     found = attention_loss(student, teacher, MASK, ignore_padding)
@@ -192,7 +192,7 @@ def test_hidden_states_loss_by_hand() -> None:
     expected = (1.5**2 + 2**2) / 2 + (0 + 1) / 2
     real = torch.tensor([[1, 0]])
     assert hidden_states_loss(student, teacher, fit_dense, real).item() == pytest.approx(expected)
-    # every example has the same weight, whatever its length
+    # every example has the same weight, short or long
     student, teacher = student[:1] * 2, teacher[:1] * 2
     both = [torch.cat([x, x]) for x in student], [torch.cat([x, x]) for x in teacher]
     real = torch.tensor([[1, 0], [1, 1]])

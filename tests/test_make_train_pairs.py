@@ -167,16 +167,16 @@ def check_against_reference(tmp_path: Path, collection: SmallCollection, setting
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_collections(tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
-    first = draw.randint(1, 5)
+    rng = random.Random(seed)
+    first = rng.randint(1, 5)
     settings = {
         "window": 7,
-        "stride": draw.randint(2, 7),
-        "min_relevance": draw.randint(1, 2),
-        "max_positive_passages": draw.randint(1, 4),
-        "num_negatives": draw.randint(0, 6),
+        "stride": rng.randint(2, 7),
+        "min_relevance": rng.randint(1, 2),
+        "max_positive_passages": rng.randint(1, 4),
+        "num_negatives": rng.randint(0, 6),
         "negatives_from_rank": first,
-        "negatives_to_rank": draw.randint(first, 20),
+        "negatives_to_rank": rng.randint(first, 20),
         "seed": seed,
     }
     check_against_reference(tmp_path, random_collection(100 + seed), settings)

@@ -123,7 +123,7 @@ def test_config_and_weights_of_transformers_are_preferred(tmp_path: Path) -> Non
     assert load_ranker(tmp_path / "m")[0].config.hidden_size == TEACHER.hidden
 
 
-# Models as others publish them.
+# Models as they are published.
 
 
 def pre_training_heads(sizes: Sizes) -> dict[str, torch.Tensor]:

@@ -35,12 +35,12 @@ def test_warmup_linear_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("lr", "warmup", "decay"), [(0.1, 0.1, 0.01), (1e-3, 0.0, 0.3), (0.5, 0.5, 0.0)])
-def test_thirty_updates_agree_with_the_plain_version(lr: float, warmup: float, decay: float) -> None:
+def test_thirty_steps_agree_with_the_reference_implementation(lr: float, warmup: float, decay: float) -> None:
     found, expected = random_parameters(), random_parameters()
     optimizer = BertAdam(decay_groups(found.items(), decay), lr=lr, total_steps=25, warmup=warmup)
     state: dict = {}
     generator = torch.Generator().manual_seed(1)
-    for step in range(30):  # the last five have a learning rate of 0
+    for step in range(30):  # the last five steps have a learning rate of 0
         for name, shape in SHAPES.items():
             if name == "unused.weight":
                 continue
@@ -55,12 +55,12 @@ def test_thirty_updates_agree_with_the_plain_version(lr: float, warmup: float, d
     assert not torch.equal(found["layer.dense.weight"], random_parameters()["layer.dense.weight"])
 
 
-def test_the_second_update_by_hand() -> None:
+def test_the_second_step_by_hand() -> None:
     weight = torch.nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
     optimizer = BertAdam([weight], lr=0.1, total_steps=4, warmup=0.5, weight_decay=0.01)
-    weight.grad = torch.tensor([0.3, -0.4], dtype=torch.float64)  # of norm 0.5, so not clipped
+    weight.grad = torch.tensor([0.3, -0.4], dtype=torch.float64)  # its norm is 0.5, so it is not clipped
     optimizer.step()
-    assert weight.tolist() == [2.0, -1.0]  # at a learning rate of 0
+    assert weight.tolist() == [2.0, -1.0]  # the learning rate was 0
     weight.grad = torch.tensor([0.0, 0.4], dtype=torch.float64)
     optimizer.step()
     m = [0.9 * 0.03, 0.9 * -0.04 + 0.04]
@@ -111,7 +111,7 @@ def test_biases_and_layer_norm_do_not_decay() -> None:
         torch.testing.assert_close(parameters[name], before * kept, rtol=1e-12, atol=0)
 
 
-def test_an_update_that_the_scaler_skips_is_not_counted() -> None:
+def test_a_step_that_the_scaler_skips_is_not_counted() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = BertAdam([weight], lr=0.1, total_steps=4, warmup=0.5)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

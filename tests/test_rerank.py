@@ -1,4 +1,4 @@
-"""Re-ranking: the script against the plain version, its output, and what it refuses."""
+"""Re-ranking: the script against the reference implementation, its output, and its errors."""
 
 import os
 from pathlib import Path
@@ -45,8 +45,8 @@ def scored(inputs: Path, output: Path, *more: object) -> list[PassageScore]:
     return list(read_scores(output))
 
 
-def plain_scores(features_file: Path, pooled_activation: str = "none", weights: dict | None = None) -> list[float]:
-    """One example at a time, in float64."""
+def reference_scores(features_file: Path, pooled_activation: str = "none", weights: dict | None = None) -> list[float]:
+    """The scores of the reference implementation, one example at a time, in float64."""
     weights = {name: tensor.double() for name, tensor in (weights or student_weights()).items()}
     features = Features(features_file)
     scores = []
@@ -57,10 +57,10 @@ def plain_scores(features_file: Path, pooled_activation: str = "none", weights: 
     return scores
 
 
-def test_scores_are_those_of_the_plain_version_in_input_order(inputs: Path, tmp_path: Path) -> None:
+def test_scores_agree_with_the_reference_implementation_in_input_order(inputs: Path, tmp_path: Path) -> None:
     lengths = Features(inputs / "features").lengths
     assert len(set(lengths.tolist())) > 3
-    expected = plain_scores(inputs / "features")
+    expected = reference_scores(inputs / "features")
     assert max(expected) - min(expected) > 0.05
     ids = [example_id for block in read_blocks(inputs / "features") for example_id in block.example_ids]
     for batch_size in (1, 2, 7, EXAMPLES, 1000):
@@ -91,13 +91,13 @@ def test_examples_of_several_blocks_keep_their_order(
         write_tiny_features(tmp_path / "features", count=EXAMPLES, set_name="test")
     assert len(list(read_blocks(tmp_path / "features"))) == 5
     rows = scored(inputs, tmp_path / "scores", "--features_file", tmp_path / "features")
-    assert [row.score for row in rows] == pytest.approx(plain_scores(inputs / "features"), abs=1e-6)
+    assert [row.score for row in rows] == pytest.approx(reference_scores(inputs / "features"), abs=1e-6)
     assert [row.passage_id for row in rows] == [f"D{i % 7}_{i}" for i in range(EXAMPLES)]
 
 
-def test_the_head_that_the_model_records_is_honoured(inputs: Path, tmp_path: Path) -> None:
+def test_the_head_in_the_models_config_is_used(inputs: Path, tmp_path: Path) -> None:
     write_transformers(tmp_path / "relu", STUDENT, random_weights(STUDENT, seed=2), pooled_activation="relu")
-    both = {head: plain_scores(inputs / "features", head) for head in ("none", "relu")}
+    both = {head: reference_scores(inputs / "features", head) for head in ("none", "relu")}
     assert max(abs(a - b) for a, b in zip(*both.values(), strict=True)) > 0.01
 
     def found(name: str, *more: object) -> list[float]:
@@ -110,12 +110,12 @@ def test_the_head_that_the_model_records_is_honoured(inputs: Path, tmp_path: Pat
     assert found("4", *more) == pytest.approx(both["none"], abs=1e-6)
 
 
-def test_high_scores_stay_apart(inputs: Path, tmp_path: Path) -> None:
+def test_high_scores_stay_different(inputs: Path, tmp_path: Path) -> None:
     weights = student_weights()
-    weights["classifier.bias"] = torch.tensor([-11.0, 11.0])  # a logit gap of about 22, where float32 says 1.0
+    weights["classifier.bias"] = torch.tensor([-11.0, 11.0])  # a margin of about 22: in float32 the score is 1.0
     write_published(tmp_path / "model", STUDENT, weights)
     scores = [row.score for row in scored(inputs, tmp_path / "scores", "--model_dir", tmp_path / "model")]
-    expected = plain_scores(inputs / "features", weights=weights)
+    expected = reference_scores(inputs / "features", weights=weights)
     assert min(scores) > 1 - 1e-7
     assert max(scores) < 1
     assert len(set(scores)) == EXAMPLES
@@ -125,7 +125,7 @@ def test_high_scores_stay_apart(inputs: Path, tmp_path: Path) -> None:
 
 def test_mixed_precision_is_close(inputs: Path, tmp_path: Path) -> None:
     scores = [row.score for row in scored(inputs, tmp_path / "scores", "--fp16")]
-    assert scores == pytest.approx(plain_scores(inputs / "features"), abs=0.02)
+    assert scores == pytest.approx(reference_scores(inputs / "features"), abs=0.02)
 
 
 def test_a_model_as_saved_by_the_distillation_is_read(inputs: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_model_as_saved_by_the_distillation_is_read(inputs: Path, tmp_path: Pa
     assert rows == scored(inputs, tmp_path / "before")
 
 
-# Refusals.
+# Errors.
 
 
 def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[object, ...]) -> None:
@@ -208,7 +208,7 @@ def test_examples_that_are_wrong_are_named_and_leave_no_scores(
 def test_features_cut_at_any_byte_leave_no_scores(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every byte by the check that `main` begins with, and at some by all of the script."""
+    """Runs the check at the start of `main` for every byte, and the whole script for some."""
     with monkeypatch.context() as small_blocks:
         small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 3)
         write_tiny_features(tmp_path / "whole", count=7, set_name="test")
@@ -222,7 +222,7 @@ def test_features_cut_at_any_byte_leave_no_scores(
             refused(inputs, tmp_path, "--features_file", cut, says=(cut,))
 
 
-def test_an_id_that_no_run_can_carry_is_refused(inputs: Path, tmp_path: Path) -> None:
+def test_an_id_that_a_run_cannot_contain_is_refused(inputs: Path, tmp_path: Path) -> None:
     header = FeaturesHeader(17, len(TOKENS), True, "test", vocabulary_sha256(TOKENS))
     for example_id in ("q1", "#D1_0", "q1#", "q 1#D1_0", "q1#D1 0"):
         write_features(
@@ -280,7 +280,7 @@ def test_scores_go_through_a_link_and_into_no_pipe(inputs: Path, tmp_path: Path)
     assert_refused(run_main("rerank.py", *arguments(inputs, tmp_path / "pipe", "--overwrite")), "is not a regular file")
 
 
-def test_existing_scores_are_kept_unless_told_otherwise(inputs: Path, tmp_path: Path) -> None:
+def test_existing_scores_are_kept_without_overwrite(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("mine")
     refused(inputs, tmp_path, says=("--output_scores_file", tmp_path / "scores", "--overwrite"))
     refused(inputs, tmp_path, "--overwrite", "--features_file", tmp_path / "none", says=(tmp_path / "none",))
@@ -293,4 +293,4 @@ def test_existing_scores_are_kept_unless_told_otherwise(inputs: Path, tmp_path: 
 def test_a_gpu_gives_the_same_scores(inputs: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     rows = scored(inputs, tmp_path / "scores", "--device", 0, *more)
     tolerance = 0.01 if more else 1e-5
-    assert [row.score for row in rows] == pytest.approx(plain_scores(inputs / "features"), abs=tolerance)
+    assert [row.score for row in rows] == pytest.approx(reference_scores(inputs / "features"), abs=tolerance)

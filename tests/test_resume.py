@@ -1,4 +1,4 @@
-"""A distillation that is stopped, killed or broken goes on to the same bytes, or says why it cannot."""
+"""A distillation that was stopped or killed resumes to the same bytes. One that cannot resume says why."""
 
 import errno
 import fcntl
@@ -40,7 +40,7 @@ from training.optimizer import BertAdam
 from training.state import Progress, Training, TrainingStateError, save_training_state
 
 STOPPED = 75
-UPDATES = 10  # two epochs of 5
+STEPS = 10  # two epochs of 5
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2}
 
@@ -67,8 +67,8 @@ def distil(inputs: Path, output: Path, *more: object) -> None:
     assert done.status == 0, done
 
 
-def at_update(count: int, act: Callable[[], object]) -> Callable[[], None]:
-    """Something that happens in the middle of update `count`, counted from 1 since the process began."""
+def at_step(count: int, act: Callable[[], object]) -> Callable[[], None]:
+    """Returns a `prepare` that calls `act` in step `count`, counted from 1 since the start of the process."""
 
     def prepare() -> None:
         step, made = BertAdam.step, 0
@@ -90,7 +90,7 @@ def send(number: int) -> Callable[[], None]:
 
 
 def result(output: Path) -> dict[str, bytes]:
-    """All that a run leaves but what tells of time: student, losses, and each checkpoint with the optimiser's state."""
+    """The files of a run that do not depend on time: student, losses, and checkpoints with the optimizer's state."""
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in sorted(output.rglob("*"))
@@ -106,16 +106,16 @@ def uninterrupted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return result(output)
 
 
-# Going on.
+# Resuming.
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_update_and_saves_it(
+def test_a_signal_finishes_the_step_and_saves_a_checkpoint(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], stop: int, number: int
 ) -> None:
     output = tmp_path / "out"
-    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_update(stop, send(number)))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_step(stop, send(number)))
     assert done.status == STOPPED, done
     assert f"{signal.Signals(number).name}: finishing the step" in done.stderr
     assert f"stopped by a signal after step {stop}; --resume resumes it" in done.stderr
@@ -126,18 +126,18 @@ def test_a_signal_finishes_the_update_and_saves_it(
     assert f"resuming from {output / f'checkpoint-{stop}'}" in (output / "distill.log").read_text()
     ended = result(output)
     for name in set(ended) - set(uninterrupted):
-        assert name.startswith(f"checkpoint-{stop}/")  # the only ones more
+        assert name.startswith(f"checkpoint-{stop}/")  # only this checkpoint is new
     assert {name: ended[name] for name in uninterrupted} == uninterrupted
 
 
-def test_a_signal_saves_though_nobody_reads_stderr_any_more(inputs: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_without_a_reader_of_stderr(inputs: Path, tmp_path: Path) -> None:
     def interrupt() -> None:  # as Ctrl-C does in `distill.py ... 2>&1 | tee log`
         read, write = os.pipe()
         os.close(read)
         os.dup2(write, 2)
         os.kill(os.getpid(), signal.SIGINT)
 
-    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=at_update(3, interrupt))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=at_step(3, interrupt))
     assert done.status != 0
     check_checksums(tmp_path / "out" / "checkpoint-3", CHECKPOINT_FILES)
 
@@ -150,10 +150,10 @@ def test_a_linked_directory_on_another_disk(inputs: Path, tmp_path: Path, uninte
         assert result(Path(elsewhere)) == uninterrupted
 
 
-def test_a_signal_in_the_last_update_is_too_late_to_stop(
+def test_a_signal_in_the_last_step_is_too_late_to_stop(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
-    prepare = at_update(UPDATES, send(signal.SIGTERM))
+    prepare = at_step(STEPS, send(signal.SIGTERM))
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=prepare)
     assert done.status == 0, done
     assert result(tmp_path / "out") == uninterrupted
@@ -177,20 +177,20 @@ def test_a_signal_while_the_student_is_written_is_too_late_to_stop(
 
 
 @pytest.mark.parametrize("kill", [1, 2, 5, 6, 8])
-def test_after_sigkill_in_an_update(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], kill: int) -> None:
+def test_after_sigkill_in_a_step(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], kill: int) -> None:
     output = tmp_path / "out"
-    prepare = at_update(kill, send(signal.SIGKILL))
+    prepare = at_step(kill, send(signal.SIGKILL))
     assert run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=prepare).status == -signal.SIGKILL
-    prepare_again = at_update(1, send(signal.SIGKILL))
-    # and once more, on the way: before the first checkpoint the beginning is where it goes on
-    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare_again)
+    prepare_resumed = at_step(1, send(signal.SIGKILL))
+    # kill the resumed run too; before the first checkpoint it starts from the beginning
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare_resumed)
     assert done.status == -signal.SIGKILL
     distil(inputs, output, "--resume")
     assert result(output) == uninterrupted
 
 
 def fail_at(count: int, act: Callable[[], object], name: str = "checkpoint-4") -> Callable[[], None]:
-    """Something that happens before call `count` of those to the file system that are about a file or directory."""
+    """Returns a `prepare` that calls `act` before call `count` to the file system with `name` in its arguments."""
 
     def prepare() -> None:
         calls = 0
@@ -242,7 +242,7 @@ def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uni
 
         return prepare
 
-    # each time from the beginning, or from where the last one was killed, until it has come to the end
+    # each run resumes the one before, until one finishes; then the next starts from the beginning
     while killed < 50 or not finished:
         prepare = kill_later(generator.uniform(0.01, 0.3))
         status = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare).status
@@ -265,46 +265,46 @@ def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uni
     ],
     ids=lambda more: " ".join(map(str, more)),
 )
-def test_every_method_goes_on_exactly(inputs: Path, tmp_path: Path, more: list[object]) -> None:
+def test_every_method_resumes_exactly(inputs: Path, tmp_path: Path, more: list[object]) -> None:
     distil(inputs, tmp_path / "whole", *more)
     output = tmp_path / "out"
-    prepare = at_update(4, send(signal.SIGTERM))
+    prepare = at_step(4, send(signal.SIGTERM))
     assert run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare).status == STOPPED
     distil(inputs, output, "--resume", *more)
     assert result(output) == result(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kill", [3, UPDATES - 1, UPDATES + 1, UPDATES + 5])
+@pytest.mark.parametrize("kill", [3, STEPS - 1, STEPS + 1, STEPS + 5])
 def test_tinybert_resumes_in_either_training(inputs: Path, tmp_path: Path, kill: int) -> None:
     more = ["--distill_model", "tinybert"]
     distil(inputs, tmp_path / "whole", *more)
     output = tmp_path / "out"
-    prepare = at_update(kill, send(signal.SIGKILL))
+    prepare = at_step(kill, send(signal.SIGKILL))
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
     assert done.status == -signal.SIGKILL
     first = (tmp_path / "out_intermediate" / "distill.log").read_text()
-    assert (tmp_path / "out_intermediate" / "config.json").exists() == (kill > UPDATES)
+    assert (tmp_path / "out_intermediate" / "config.json").exists() == (kill > STEPS)
     distil(inputs, output, "--resume", *more)
     for name in ("", "_intermediate"):
         assert result(tmp_path / f"out{name}") == result(tmp_path / f"whole{name}")
-    if kill > UPDATES:  # a finished training is not repeated
+    if kill > STEPS:  # a finished training is not repeated
         assert (tmp_path / "out_intermediate" / "distill.log").read_text() == first
     done = run_main("distill.py", *arguments(inputs, output, "--resume", *more))
     assert (done.status, done.stdout.count("is finished, there is nothing to resume")) == (0, 2)
 
 
-def test_two_threads_go_on_exactly(inputs: Path, tmp_path: Path) -> None:
+def test_two_threads_resume_exactly(inputs: Path, tmp_path: Path) -> None:
     def run(name: str, *more: object, **settings) -> Finished:
         return run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / name, *more), threads=2, **settings)
 
     assert run("whole").status == 0
     assert "(2 threads)" in (tmp_path / "whole" / "distill.log").read_text()
-    assert run("out", prepare=at_update(7, send(signal.SIGKILL))).status == -signal.SIGKILL
+    assert run("out", prepare=at_step(7, send(signal.SIGKILL))).status == -signal.SIGKILL
     assert run("out", "--resume").status == 0
     assert result(tmp_path / "out") == result(tmp_path / "whole")
 
 
-def test_another_number_of_threads_is_told(inputs: Path, tmp_path: Path) -> None:
+def test_another_number_of_threads_gives_a_warning(inputs: Path, tmp_path: Path) -> None:
     stop_early(inputs, tmp_path)
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out", "--resume"), threads=2)
     assert done.status == 0
@@ -314,7 +314,7 @@ def test_another_number_of_threads_is_told(inputs: Path, tmp_path: Path) -> None
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_gpu_goes_on_exactly(inputs: Path, tmp_path: Path, precision: str) -> None:
+def test_a_gpu_resumes_exactly(inputs: Path, tmp_path: Path, precision: str) -> None:
     more = ["--device", "cuda", "--deterministic", "--precision", precision]
     done = run_script("distill.py", *arguments(inputs, tmp_path / "whole", *more))
     assert done.status == 0, done
@@ -330,21 +330,23 @@ def test_a_gpu_goes_on_exactly(inputs: Path, tmp_path: Path, precision: str) -> 
 
 
 def stop_early(inputs: Path, directory: Path, after: int = 5, *more: object) -> Path:
-    """A run that was stopped after step 5, with checkpoints 2, 4 and 5."""
+    """Runs until a signal after step `after`, which is saved as a checkpoint."""
     output = directory / "out"
-    prepare = at_update(after, send(signal.SIGTERM))
+    prepare = at_step(after, send(signal.SIGTERM))
     assert run_forked(directory, "distill.py", *arguments(inputs, output, *more), prepare=prepare).status == STOPPED
     return output
 
 
-def test_without_a_run_or_a_checkpoint_it_begins(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_without_a_checkpoint_it_starts_from_the_beginning(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
     distil(inputs, tmp_path / "new", "--resume")
     assert result(tmp_path / "new") == uninterrupted
     output = tmp_path / "out"
-    prepare = at_update(1, send(signal.SIGKILL))
+    prepare = at_step(1, send(signal.SIGKILL))
     run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=prepare)
     assert not list(output.glob("checkpoint-*"))
-    # nothing is lost, so other settings are as good
+    # there is no checkpoint to lose, so other settings are accepted
     distil(inputs, output, "--resume", "--distill_model", "standard")
 
 
@@ -360,15 +362,15 @@ def test_a_finished_run_says_so_and_stays(inputs: Path, tmp_path: Path, uninterr
     assert_refused(done, "--resume", "differs in --seed (42 there, 43 here)")
 
 
-def test_a_run_that_replaces_another_goes_on(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_a_run_that_replaces_another_resumes(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     output = tmp_path / "out"
     distil(inputs, output, "--seed", 43, "--save_model_step", 3)
     for kill in (1, 5):
         more = ["--overwrite"] if kill == 1 else ["--resume"]
-        prepare = at_update(kill, send(signal.SIGKILL))
+        prepare = at_step(kill, send(signal.SIGKILL))
         done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
         assert done.status == -signal.SIGKILL
-        load_ranker(output)  # the earlier student is there until the new one is finished
+        load_ranker(output)  # the earlier student stays until the new one is finished
     distil(inputs, output, "--resume")
     assert result(output) == uninterrupted
 
@@ -396,7 +398,7 @@ def test_only_the_newest_checkpoints_are_kept(inputs: Path, tmp_path: Path, unin
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-5"]
 
 
-# What a run does not go on with.
+# What a run does not resume with.
 
 
 @pytest.mark.parametrize(
@@ -444,7 +446,7 @@ def test_other_data_and_models_are_refused_and_named_but_not_other_places(
     assert result(output) == before
     moved = tmp_path / "moved"
     shutil.copytree(inputs, moved)
-    # the same teacher in another layout
+    # the same teacher in another file format
     shutil.rmtree(moved / "teacher")
     write_transformers(moved / "teacher", TEACHER, teacher_weights())
     done = run_main("distill.py", *arguments(moved, output, "--resume", "--save_model_step", 4, "--layer_map", "2,4,6"))
@@ -461,17 +463,17 @@ def test_a_second_run_into_a_directory_is_refused(inputs: Path, tmp_path: Path) 
             done = run_main("distill.py", *arguments(inputs, output, *more))
             assert_refused(done, "--output_student_dir", "another run is writing into", str(output))
     assert {name: content for name, content in result(output).items() if name != ".lock"} == before
-    distil(inputs, output, "--resume")  # a lock that nobody holds is none
+    distil(inputs, output, "--resume")  # the lock file alone, without a lock, stops nothing
 
 
-def test_a_run_holds_its_directory_while_it_trains(inputs: Path, tmp_path: Path) -> None:
+def test_a_run_locks_its_directory_while_it_trains(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 
     def second() -> None:
         with open(output / ".lock", "rb") as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_update(3, second))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_step(3, second))
     assert done.status == 0, done
 
 
@@ -502,7 +504,7 @@ def test_a_checkpoint_with_any_bit_flipped_or_any_part_cut_off_is_refused(inputs
         file.write_bytes(before)
         return found
 
-    # half of the faults anywhere, half in the file of hashes, which no hash guards
+    # half of the faults in any file, half in SHA256SUMS, which has no checksum itself
     for place in range(1000):
         file = generator.choices(files, sizes)[0] if place % 2 else checkpoint / "SHA256SUMS"
         content = bytearray(file.read_bytes())
@@ -511,19 +513,19 @@ def test_a_checkpoint_with_any_bit_flipped_or_any_part_cut_off_is_refused(inputs
     for place in range(200):
         file = generator.choice(files) if place % 2 else checkpoint / "SHA256SUMS"
         content = file.read_bytes()
-        if content:  # there may be no line of losses yet
+        if content:  # train_loss.jsonl can be empty
             assert with_content(file, content[: generator.randrange(len(content))]), file
     assert not damaged(checkpoint)
 
 
-def test_files_of_others_in_a_checkpoint_do_no_harm(inputs: Path, tmp_path: Path) -> None:
+def test_other_files_in_a_checkpoint_do_no_harm(inputs: Path, tmp_path: Path) -> None:
     output = stop_early(inputs, tmp_path, 4)
     (output / "checkpoint-4" / "scores.tsv").write_text("of the checkpoint")
     distil(inputs, output, "--resume")
     assert f"resuming from {output / 'checkpoint-4'}" in (output / "distill.log").read_text()
 
 
-def test_a_checkpoint_that_is_a_link_or_a_file_is_taken_away_alone(
+def test_a_checkpoint_that_is_a_link_or_a_file_is_removed_alone(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     output = stop_early(inputs, tmp_path, 6)
@@ -536,7 +538,7 @@ def test_a_checkpoint_that_is_a_link_or_a_file_is_taken_away_alone(
     assert (tmp_path / "elsewhere" / "SHA256SUMS").exists()
 
 
-def test_an_error_of_the_disk_is_no_damage(inputs: Path, tmp_path: Path) -> None:
+def test_a_disk_error_does_not_count_as_damage(inputs: Path, tmp_path: Path) -> None:
     output = stop_early(inputs, tmp_path, 4)
     before = result(output)
     failing = mock.patch("formats.checksums.file_sha256", side_effect=OSError(errno.EIO, "I/O error", "the file"))
@@ -566,7 +568,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert result(output) == uninterrupted
 
 
-def test_checkpoints_that_are_all_damaged_leave_the_beginning(
+def test_with_all_checkpoints_damaged_it_starts_from_the_beginning(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     output = stop_early(inputs, tmp_path, 4)
@@ -591,7 +593,7 @@ def test_a_damaged_training_json_loses_nothing(
     assert result(output) == uninterrupted
 
 
-# A disk that fails.
+# Disk errors.
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 8, 9, 15, 18])
@@ -612,7 +614,7 @@ def test_an_error_while_a_checkpoint_is_saved(
     assert "Traceback" not in done.stderr
     check_checksums(output / "checkpoint-2", CHECKPOINT_FILES)
     load_ranker(output / "checkpoint-2")
-    assert not (output / "checkpoint-4").exists() or call == 18  # all of it was there before the last sync
+    assert not (output / "checkpoint-4").exists() or call == 18  # at call 18 it was complete; only the last sync failed
     assert not list(output.rglob(".*"))
     distil(inputs, output, "--resume")
     assert result(output) == uninterrupted
@@ -626,7 +628,7 @@ def limit_files(size: int) -> None:
 def test_a_limit_on_the_size_of_files(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], name: str) -> None:
     output = tmp_path / "out"
     size = len(uninterrupted[f"checkpoint-4/{name}"])
-    limit = at_update(3, lambda: limit_files(size - 1))
+    limit = at_step(3, lambda: limit_files(size - 1))
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=limit)
     assert done.status == 2, done
     assert (
@@ -645,7 +647,7 @@ def test_losses_that_cannot_be_written(inputs: Path, tmp_path: Path, uninterrupt
         limit_files((output / "train_loss.jsonl").stat().st_size + 20)
 
     more = ["--save_model_step", 3]
-    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=at_update(5, limit))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=at_step(5, limit))
     assert done.status == 2, done
     assert done.stderr.splitlines()[-1].startswith(f"distill.py: error: {output / 'train_loss.jsonl'}: while writing: ")
     assert "Traceback" not in done.stderr
@@ -654,7 +656,7 @@ def test_losses_that_cannot_be_written(inputs: Path, tmp_path: Path, uninterrupt
     assert result(output)["model.safetensors"] == uninterrupted["model.safetensors"]
 
 
-# What is not finite.
+# Losses, gradients and weights that are not finite.
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
@@ -667,7 +669,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
 
 
 def with_loss(name: str, change: Callable[[torch.Tensor], torch.Tensor], first: int, last: int | None = None):
-    """One of the losses, changed from its call number `first` to `last`."""
+    """Patches one of the losses: its calls `first` to `last` return a changed value."""
     original, calls = getattr(modeling.losses, name), 0
 
     def changed(*args, **kwargs) -> torch.Tensor:
@@ -680,7 +682,7 @@ def with_loss(name: str, change: Callable[[torch.Tensor], torch.Tensor], first: 
 
 
 def without_finite_gradient(loss: torch.Tensor) -> torch.Tensor:
-    return loss + torch.sqrt(0.0 * loss)  # whose derivative is 0 / 0
+    return loss + torch.sqrt(0.0 * loss)  # its derivative is 0 / 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -705,11 +707,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with with_loss("hard_label_loss", without_finite_gradient, first=UPDATES):  # the last: no later loss would tell
+    with with_loss(
+        "hard_label_loss", without_finite_gradient, first=STEPS
+    ):  # in the last step, so that no later loss shows it
         done = run_main("distill.py", *arguments(inputs, output))
     assert done.status == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"distill.py: error: step {UPDATES}: the norm of a gradient is not finite")
+    assert last.startswith(f"distill.py: error: step {STEPS}: the norm of a gradient is not finite")
     assert not (output / "config.json").exists()
 
 
@@ -725,41 +729,41 @@ def test_a_teacher_that_overflows_stops_the_run(inputs: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def float16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no GPU, float16 still computes: slowly, and with the same scaler."""
+    """Makes a CPU train in float16, with the same scaler; slow, but it needs no GPU."""
     monkeypatch.setattr("runtime.device.choose_precision", lambda *_: "fp16")
 
 
 @pytest.mark.parametrize("fault", [lambda loss: loss * float("inf"), without_finite_gradient], ids=["loss", "gradient"])
-def test_in_float16_an_update_that_overflows_is_skipped_and_counted(
+def test_in_float16_a_step_that_overflows_is_skipped_and_counted(
     inputs: Path, tmp_path: Path, float16_on_a_cpu: None, fault: Callable
 ) -> None:
     more = ["--distill_model", "hard", "--train_loss_step", 1]
     with with_loss("hard_label_loss", fault, first=3, last=4):
         done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
     assert done.status == 0, done
-    assert f"2 of {UPDATES} steps skipped" in done.stderr
+    assert f"2 of {STEPS} steps skipped" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "train_loss.jsonl").read_text().splitlines()]
     assert lines[3]["learning_rate"] == lines[2]["learning_rate"] == lines[4]["learning_rate"]
     assert lines[5]["learning_rate"] != lines[4]["learning_rate"]
     assert [line["loss"] is None for line in lines] == [
-        number in (3, 4) and fault is not without_finite_gradient for number in range(1, UPDATES + 1)
+        number in (3, 4) and fault is not without_finite_gradient for number in range(1, STEPS + 1)
     ]
 
 
-def test_in_float16_the_scaler_goes_on_exactly(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
+def test_in_float16_the_scaler_resumes_exactly(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
     more = ["--distill_model", "hard"]
     with with_loss("hard_label_loss", without_finite_gradient, first=2, last=3):
         distil(inputs, tmp_path / "whole", *more)
     output = tmp_path / "out"
     with with_loss("hard_label_loss", without_finite_gradient, first=2, last=3):
-        prepare = at_update(2, send(signal.SIGTERM))  # the third try, as two were skipped
+        prepare = at_step(2, send(signal.SIGTERM))  # the second step that is not skipped
         done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *more), prepare=prepare)
     assert done.status == STOPPED
     distil(inputs, output, "--resume", *more)
     assert result(output) == result(tmp_path / "whole")
 
 
-def test_in_float16_a_run_that_skips_every_update_stops(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
+def test_in_float16_a_run_that_skips_every_step_stops(inputs: Path, tmp_path: Path, float16_on_a_cpu: None) -> None:
     more = ["--distill_model", "hard", "--num_train_epochs", 30, "--save_model_step", 0]
     with with_loss("hard_label_loss", lambda loss: loss * float("nan"), first=11, last=1000):
         done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))

@@ -151,7 +151,7 @@ def test_the_speed_is_that_of_the_json_file(run: Run, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].split() == ["student", "24.0"]
 
 
-def test_a_training_that_was_stopped_goes_on_by_itself(run: Run, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_resumes_by_itself(run: Run, tmp_path: Path) -> None:
     student = tmp_path / "student"
     own = {"save_model_step": "1", "distill_model_type": "hard"}
     assert run("distill.sh", **own).returncode == 0

@@ -70,7 +70,7 @@ def test_random_signs_give_the_p_of_scipy(seed: int) -> None:
     """Too many queries for all signs: two Monte Carlo tests agree within their standard errors."""
     generator = np.random.default_rng(seed)
     values, baseline = generator.random(57) + 0.08, generator.random(57)
-    found = compare(values, baseline, draws=20_000)
+    found = compare(values, baseline, num_samples=20_000)
     theirs = stats.permutation_test(
         (values, baseline),
         lambda a, b, axis: (a - b).mean(axis=axis),
@@ -88,15 +88,15 @@ def test_random_signs_give_the_p_of_scipy(seed: int) -> None:
 def test_random_signs_and_all_signs_agree() -> None:
     generator = np.random.default_rng(3)
     values, baseline = generator.random(15) + 0.15, generator.random(15)
-    exact = compare(values, baseline, draws=1 << 15).randomization_p
-    sampled = compare(values, baseline, draws=(1 << 15) - 1).randomization_p
-    assert sampled * (1 << 15) == round(sampled * (1 << 15))  # (b + 1) / (draws + 1)
+    exact = compare(values, baseline, num_samples=1 << 15).randomization_p
+    sampled = compare(values, baseline, num_samples=(1 << 15) - 1).randomization_p
+    assert sampled * (1 << 15) == round(sampled * (1 << 15))  # (b + 1) / (num_samples + 1)
     assert exact != sampled
     assert abs(exact - sampled) < 5 * math.sqrt(exact * (1 - exact) / (1 << 15))
 
 
 def test_a_p_of_random_signs_is_never_0() -> None:
-    found = compare([1 + i / 100 for i in range(40)], [0] * 40, draws=999)
+    found = compare([1 + i / 100 for i in range(40)], [0] * 40, num_samples=999)
     assert found.randomization_p == 1 / 1000
 
 
@@ -104,7 +104,7 @@ def test_a_p_of_random_signs_is_never_0() -> None:
 def test_swapping_the_runs_changes_only_the_signs(n: int) -> None:
     generator = np.random.default_rng(n)
     values, baseline = generator.random((2, n)).round(1)
-    one, other = compare(values, baseline, draws=5_000), compare(baseline, values, draws=5_000)
+    one, other = compare(values, baseline, num_samples=5_000), compare(baseline, values, num_samples=5_000)
     assert other == one._replace(
         difference=-one.difference, effect_size=-one.effect_size, wins=one.losses, losses=one.wins
     )
@@ -120,7 +120,7 @@ def test_the_seed_decides_the_random_signs() -> None:
 def test_p_is_uniform_without_a_difference() -> None:
     """2,000 pairs of runs from one distribution: p <= x for a share x of them (Kolmogorov-Smirnov test)."""
     generator = np.random.default_rng(5)
-    found = [compare(*generator.random((2, 25)), seed=seed, draws=399) for seed in range(2_000)]
+    found = [compare(*generator.random((2, 25)), seed=seed, num_samples=399) for seed in range(2_000)]
     for p_values in ([one.t_test_p for one in found], [one.randomization_p for one in found]):
         assert stats.kstest(p_values, "uniform").pvalue > 0.001
         assert 0.035 < sum(p <= 0.05 for p in p_values) / 2_000 < 0.065
@@ -128,10 +128,10 @@ def test_p_is_uniform_without_a_difference() -> None:
 
 def test_blocks_of_signs_change_nothing(monkeypatch) -> None:
     values, baseline = np.random.default_rng(1).random((2, 30))
-    exact, sampled = compare(values[:12], baseline[:12]), compare(values, baseline, draws=4_000)
+    exact, sampled = compare(values[:12], baseline[:12]), compare(values, baseline, num_samples=4_000)
     monkeypatch.setattr("evaluation.significance._BLOCK", 32 * 30)  # 32 rows: their bits fill whole words
     assert compare(values[:12], baseline[:12]) == exact
-    assert compare(values, baseline, draws=4_000) == sampled
+    assert compare(values, baseline, num_samples=4_000) == sampled
 
 
 @pytest.mark.parametrize(

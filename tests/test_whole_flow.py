@@ -1,4 +1,4 @@
-"""Pairs to measures, by the scripts alone."""
+"""The whole flow, from pairs to measures, by running the scripts."""
 
 from pathlib import Path
 

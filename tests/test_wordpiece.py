@@ -31,8 +31,8 @@ def reference_ids(text: str, do_lower_case: bool) -> list[int]:
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
 def test_random_unicode(do_lower_case: bool) -> None:
-    draw = random.Random(3)
-    texts = [random_string(draw) for _ in range(4000)]
+    rng = random.Random(3)
+    texts = [random_string(rng) for _ in range(4000)]
     tokens = with_characters(TOKENS, texts)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = WordPiece(tokens, do_lower_case)
@@ -76,8 +76,8 @@ def test_characters_with_rules_of_their_own(text: str) -> None:
 
 
 def test_the_cache_changes_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(4)
-    texts = [pair.passage for pair in make_pairs(draw, TOKENS, 7)] + [random_string(draw) for _ in range(50)]
+    rng = random.Random(4)
+    texts = [pair.passage for pair in make_pairs(rng, TOKENS, 7)] + [random_string(rng) for _ in range(50)]
     expected = [reference_ids(text, True) for text in texts]
     monkeypatch.setattr(tokenization.wordpiece, "CACHE_SIZE", 5)
     monkeypatch.setattr(tokenization.wordpiece, "CACHED_LENGTH", 6)

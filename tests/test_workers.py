@@ -149,9 +149,9 @@ def test_a_worker_killed_at_any_of_twenty_moments_ends_the_script_with_one_line(
     tmp_path: Path, model_dir: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokenization.pair_encoding.useful_processes", lambda: 3)
-    draw = random.Random(1)
+    rng = random.Random(1)
     for _ in range(20):
-        kill_a_worker(tmp_path, draw.randrange(3), draw.uniform(0, 0.4))
+        kill_a_worker(tmp_path, rng.randrange(3), rng.uniform(0, 0.4))
 
 
 def children_of(pid: int) -> list[int]:
@@ -215,9 +215,9 @@ def test_sigterm_ends_workers_that_are_stopped(tmp_path: Path, model_dir: Path, 
 @linux
 @pytest.mark.slow
 def test_sigterm_at_random_moments_ends_all_workers(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
-    draw = random.Random(2)
+    rng = random.Random(2)
     for end in (terminate, stop_a_worker_and_terminate) * 8:
-        assert end_the_script(tmp_path, draw.uniform(0, 0.3), end) == 128 + signal.SIGTERM
+        assert end_the_script(tmp_path, rng.uniform(0, 0.3), end) == 128 + signal.SIGTERM
         assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
 
 

@@ -180,7 +180,7 @@ def test_a_directory_that_is_removed_meanwhile_is_named_with_the_output(tmp_path
 
 
 @pytest.mark.parametrize("name", ["features", "scores", "scores.gz"])
-def test_sigterm_leaves_what_was_there_and_nothing_half_written(tmp_path: Path, name: str) -> None:
+def test_sigterm_leaves_the_old_file_and_no_partial_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text("older")
     code = """

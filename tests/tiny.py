@@ -1,4 +1,4 @@
-"""Models, features and runs small enough to check by hand, for the tests. All sizes differ."""
+"""Models and features that are small enough to check by hand, and functions that run scripts. All sizes differ."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
 
-# More threads would only wait for each other.
+# The models are so small that more threads would be slower.
 torch.set_num_threads(1)
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -83,7 +83,7 @@ def parameter_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(sizes: Sizes, seed: int, std: float = 0.3) -> dict[str, torch.Tensor]:
-    """Seeded weights, large enough for every loss to count."""
+    """Random weights from a seed. They are so large that every loss is well above 0."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator) * std + (1.0 if name.endswith("LayerNorm.weight") else 0.0)
@@ -96,7 +96,7 @@ def teacher_weights() -> dict[str, torch.Tensor]:
 
 
 def student_weights() -> dict[str, torch.Tensor]:
-    """With the `fit_dense` that a general student of TinyBERT brings."""
+    """Weights of the student, with the `fit_dense` of TinyBERT's general students."""
     generator = torch.Generator().manual_seed(3)
     return random_weights(STUDENT, seed=2) | {
         "fit_dense.weight": torch.randn(TEACHER.hidden, STUDENT.hidden, generator=generator) * 0.3,
@@ -105,7 +105,7 @@ def student_weights() -> dict[str, torch.Tensor]:
 
 
 def bert_config(sizes: Sizes, **settings) -> dict:
-    """As published with BERT; no dropout unless `settings` say so."""
+    """A config as published with BERT, without dropout. `settings` replace its values."""
     return {
         "attention_probs_dropout_prob": 0.0,
         "hidden_act": "gelu",
@@ -124,7 +124,7 @@ def bert_config(sizes: Sizes, **settings) -> dict:
 def write_published(
     directory: Path, sizes: Sizes, weights: dict[str, torch.Tensor], tokens: Iterable[str] = TOKENS, **settings
 ) -> Path:
-    """A model directory in the layout of the published models, with their names of LayerNorm's parameters."""
+    """Writes a model directory in the layout of the published models, with their names of LayerNorm's parameters."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.joinpath("bert_config.json").write_text(json.dumps(bert_config(sizes, **settings)))
     renamed = {
@@ -139,7 +139,7 @@ def write_published(
 def write_transformers(
     directory: Path, sizes: Sizes, weights: dict[str, torch.Tensor], tokens: Iterable[str] = TOKENS, **settings
 ) -> Path:
-    """A model directory in the layout of transformers."""
+    """Writes a model directory in the layout of transformers."""
     directory.mkdir(parents=True, exist_ok=True)
     config = bert_config(sizes, model_type="bert", architectures=["BertForSequenceClassification"], **settings)
     directory.joinpath("config.json").write_text(json.dumps(config))
@@ -149,7 +149,7 @@ def write_transformers(
 
 
 def some_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Queries of 1 to 3 words and passages of 1 to 20, so that some are truncated."""
+    """Returns pairs: queries of 1 to 3 words, and passages of 1 to 20 words. Some need truncation."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(most: int) -> str:
@@ -168,7 +168,7 @@ def write_tiny_features(
     seed: int = 0,
     do_lower_case: bool = True,
 ) -> Path:
-    """Features of `some_pairs`: labels 1, 0, 1, 0... and ids e0, e1... for train; ids q#d_0... for test."""
+    """Writes features of `some_pairs`. For train: labels 1, 0, 1, 0... and ids e0, e1...; else ids such as q1#D4_4."""
     encoded = encode_pairs(WordPiece(tokens, do_lower_case), some_pairs(count, seed), max_seq_length)
     examples = (
         Example(f"e{i}", ids, first, (i + 1) % 2)
@@ -188,7 +188,7 @@ class Finished(NamedTuple):
 
 
 def copy_project(directory: Path) -> Path:
-    """A copy of the project's sources, for what writes into its folders."""
+    """Copies the sources of the project, for scripts that write into its folders."""
     directory.mkdir()
     for folder in (path.parent for path in ROOT.glob("*/__init__.py")):
         shutil.copytree(folder, directory / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -206,7 +206,7 @@ def run_script(*args: object) -> Finished:
 
 
 def run_main(script: str, *args: object) -> Finished:
-    """Runs a script as `python script args` does, in this process, which spares the import of torch."""
+    """Runs a script as `python script args` does, but in this process, where torch is already imported."""
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
     root_logger.handlers[:] = []
@@ -233,7 +233,7 @@ def run_main(script: str, *args: object) -> Finished:
 def run_forked(
     directory: Path, script: str, *args: object, prepare: Callable[[], object] = lambda: None, threads: int = 1
 ) -> Finished:
-    """As `run_main`, in a child process that `prepare` may harm: with signals, limits, or functions that fail.
+    """As `run_main`, in a child process. `prepare` runs in it first: it can set signals, limits, or failing functions.
 
     A child that was killed has the status -SIGNAL. Its output goes through files in `directory`.
     """
@@ -249,7 +249,7 @@ def run_forked(
             prepare()
             done = run_main(script, *args)
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # what `prepare` may have lowered
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # `prepare` can have lowered it
             os.write(1, done.stdout.encode())
             os.write(2, done.stderr.encode())
             status = done.status
@@ -265,7 +265,7 @@ def run_forked(
 
 
 def assert_refused(done: Finished, *parts: str) -> None:
-    """Exit status 2 and one line on stderr that holds `parts`."""
+    """Checks for exit status 2 and one line on stderr that contains `parts`."""
     assert done.status == 2, done
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr

@@ -121,14 +121,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     for flag, default, meaning in (
         ("train_batch_size", 64, "examples per step, over all processes"),
         ("gradient_accumulation_steps", 1, "parts of each batch, or of each process's share, to save memory"),
-        ("learning_rate", 5e-5, "its highest value"),
-        ("weight_decay", 0.01, "none on biases and LayerNorm"),
+        ("learning_rate", 5e-5, "highest learning rate"),
+        ("weight_decay", 0.01, "weight decay; biases and LayerNorm have none"),
         ("num_train_epochs", 2.0, "passes over the features"),
         ("warmup_proportion", 0.1, "share of the steps with a rising learning rate"),
-        ("seed", 42, "of shuffling, dropout and initial values"),
-        ("train_loss_step", 50, "steps between loss lines"),
+        ("seed", 42, "seed of shuffling, dropout and initial values"),
+        ("train_loss_step", 50, "steps between lines of losses"),
         ("save_model_step", 0, "steps between checkpoints; 0: only when the run is stopped"),
-        ("keep_checkpoints", 0, "keep this many, the newest; 0: all"),
+        ("keep_checkpoints", 0, "number of newest checkpoints to keep; 0: all"),
     ):
         help_text = f"{meaning} (default {default:g})"
         training.add_argument(f"--{flag}", type=type(default), default=default, help=help_text)
@@ -240,7 +240,7 @@ def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, flo
 
 
 def learns_labels(args: argparse.Namespace) -> bool:
-    """Whether the student learns soft or hard labels. Without them its classifier learns nothing: it is not a ranker."""
+    """Whether the student learns soft or hard labels. Without them its classifier is not trained: it is no ranker."""
     return any(getattr(args, f"{term.name}_weight") for term in TERMS if term.learns_labels)
 
 
@@ -335,7 +335,7 @@ def check_dev_args(args: argparse.Namespace) -> None:
 
 
 def trainings(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """Returns the trainings of a command, in order. TinyBERT has two: the second starts from the student of the first."""
+    """Returns the trainings of a command. TinyBERT has two: the second starts from the student of the first."""
     if args.distill_model != "tinybert":
         return [args]
     first, second = copy.copy(args), copy.copy(args)

@@ -236,7 +236,7 @@ class RunDirectory:
         return self.path / f"best-{step}"
 
     def _save_best(self, step: int, weights: Path | None = None) -> None:
-        """Writes best-STEP/ with the current student, or with the `weights` of a checkpoint; removes the previous one."""
+        """Writes best-STEP/ with the current student or the `weights` of a checkpoint; removes the previous one."""
         best = self._best(step)
         with atomic_directory(best, last="config.json") as partial:
             self._write_student(partial)

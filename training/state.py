@@ -41,7 +41,7 @@ class Progress:
     evaluations_since_best: int = 0
 
     def add(self, step: int, losses: Sequence[float], is_applied: bool) -> None:
-        """Counts a step. Losses that are not finite are not summed. `is_applied` is False for a step that was skipped."""
+        """Counts a step. Losses that are not finite are not summed. `is_applied` is False for a skipped step."""
         self.global_step = step
         self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
         if all(map(math.isfinite, losses)):
