@@ -133,7 +133,7 @@ def test_precisions_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [choose_precision(name, False, cpu) for name in ("fp32", "bf16", "int8")] == ["fp32", "bf16", "int8"]
     with pytest.raises(DeviceError, match="--precision fp16: needs a GPU"):
         choose_precision("fp16", False, cpu)
-    with pytest.raises(DeviceError, match="--precision int8: is for a CPU"):
+    with pytest.raises(DeviceError, match="--precision int8: needs a CPU"):
         choose_precision("int8", False, gpu)
 
 

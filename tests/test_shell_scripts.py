@@ -342,7 +342,7 @@ def test_one_variable_chooses_the_method(run: Run, tmp_path: Path, distill_model
     assert f"distill_model={distill_model_type}" in log_of(tmp_path / "student")
 
 
-def test_tinybert_is_two_steps_and_goes_on_with_the_second(run: Run, tmp_path: Path) -> None:
+def test_tinybert_runs_two_steps_with_their_own_settings(run: Run, tmp_path: Path) -> None:
     own = {
         "distill_model_type": "tinybert", "learning_rate": "2e-3", "intermediate_learning_rate": "1e-3",
         "intermediate_num_train_epochs": "3", "rep_weight": "0.5", "hard_weight": "0.25", "layer_map": "1,3,5",

@@ -45,7 +45,7 @@ def newest_complete_checkpoint(directory: Path) -> Path | None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Removes a checkpoint. If it is killed, the rest does not count as complete. Of a link, removes only the link."""
+    """Removes a checkpoint. What a kill leaves of it does not count as complete. Of a link, removes only the link."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         checkpoint.unlink()
         return
@@ -54,6 +54,6 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_best_checkpoint(best: Path) -> None:
-    """Removes a best-STEP/. If it is killed, the rest does not count as a model."""
+    """Removes a best-STEP/. What a kill leaves of it does not count as a model."""
     best.joinpath("config.json").unlink(missing_ok=True)
     shutil.rmtree(best)
