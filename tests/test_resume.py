@@ -226,6 +226,7 @@ def test_after_sigkill_inside_a_save(inputs: Path, tmp_path: Path, uninterrupted
     assert not list(output.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     generator = random.Random(1)
     output = tmp_path / "out"
@@ -489,6 +490,7 @@ def damaged(checkpoint: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_any_bit_flipped_or_any_part_cut_off_is_refused(inputs: Path, tmp_path: Path) -> None:
     checkpoint = stop_early(inputs, tmp_path) / "checkpoint-4"
     assert not damaged(checkpoint)
