@@ -56,7 +56,7 @@ from training.precision import Precision
 from training.run_directory import RunDirectory, check_output_dir
 from training.signals import defer_signals
 from training.state import Progress, Training
-from training.terms import LOSSES, TERMS
+from training.terms import LOSSES, TERMS, compared
 
 logger = logging.getLogger("distill")
 
@@ -85,8 +85,8 @@ def distillation_losses(
     mask = batch["attention_mask"]
     layers = range(len(models.layer_map))  # of the student; 0 is the embeddings
     teacher_of = models.layer_map
-    hidden_states = args.rep_weight > 0
-    queries_keys = args.att_weight > 0
+    hidden_states = "hidden_states" in compared(args)
+    queries_keys = "queries_keys" in compared(args)
     if models.teacher is not None:
         with torch.no_grad():
             teacher = models.teacher(
@@ -240,19 +240,19 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
     check_output_dir(
         output, args.overwrite, args.resume, [args.teacher_model, args.general_student_model, args.features_file]
     )
-    weights = {term.name: getattr(args, f"{term.name}_weight") for term in TERMS}
+    compares = compared(args)
     dev, checked = None, ""
     with buffered_log() as records:  # nothing is written before all checks have passed
         teacher_dir = args.teacher_model and model_directory(args.teacher_model)
         features = load_features(
-            args.features_file, args.max_seq_length, args.do_lower_case, args.hard_weight > 0, args.train_batch_size
+            args.features_file, args.max_seq_length, args.do_lower_case, "labels" in compares, args.train_batch_size
         )
         models = load_models(
             model_directory(args.general_student_model),
             teacher_dir,
             args.features_file,
             features.header,
-            weights,
+            compares,
             args.layer_map,
             args.pooled_activation,
             args.seed,
@@ -273,7 +273,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
         if models.teacher is not None and not args.teacher_dropout and args.fp16_backend == "torch":
             models = models._replace(teacher=FrozenRanker(models.teacher, precision.name))
         keep_freed_memory()
-        if args.soft_weight and not args.no_teacher_check and start is None:
+        if "logits" in compares and not args.no_teacher_check and start is None:
             with out_of_memory_explained():
                 autocast = precision.autocast()
                 checked = check_teacher(args.teacher_model, models.teacher, features, args.seed, device, autocast)

@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 # tinybert: two steps, intermediate (attention + hidden states), then prediction (soft labels). hard: hard labels only,
 # without a teacher. intermediate, prediction: one of the two steps.
 distill_model_type=${distill_model_type:-simplified}
-att_weight=${att_weight:-}                  # weight of attention scores in the loss. Default of all four: the method's.
+att_weight=${att_weight:-}                  # weight of attention scores in the loss. Default of all: the method's.
 rep_weight=${rep_weight:-}                  # of hidden states. An ablation sets one of the weights to 0: rep_weight=0
 soft_weight=${soft_weight:-}                # of soft labels
 hard_weight=${hard_weight:-}                # of hard labels

@@ -12,12 +12,18 @@ from test_resume import at_step, send
 from tiny import STUDENT, assert_refused, run_forked, run_main, student_weights, write_published, write_tiny_features
 
 from training.curves import read_lines_until, used_losses, write_training_curves
+from training.terms import LOSSES, TERMS
 
-LOSSES = ("loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss")
+
+def line(step: int, **losses: float) -> dict:
+    """A line of `train_loss.jsonl`, with the losses named without `_loss`. The others are 0."""
+    named = {"loss" if name == "total" else f"{name}_loss": value for name, value in losses.items()}
+    return {"global_step": step, **dict.fromkeys(LOSSES, 0.0), **named, "learning_rate": step * 1e-5}
 
 
-def line(step: int, *losses: float | None) -> dict:
-    return {"global_step": step, **dict(zip(LOSSES, losses, strict=True)), "learning_rate": step * 1e-5}
+def skipped_line(step: int) -> dict:
+    """A line of steps that float16 skipped."""
+    return line(step) | dict.fromkeys(LOSSES)
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
@@ -34,7 +40,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_the_picture_shows_what_the_files_hold(tmp_path: Path, figures: list[Figure]) -> None:
-    losses = [line(3, 6.0, 2.0, 4.0, 0.0, 1.5, 0.5), line(6, *[None] * 6), line(8, 3.0, 1.0, 2.0, 0.0, 0.5, 0.5)]
+    losses = [
+        line(3, total=6.0, cls=2.0, att=4.0, soft=1.5, hard=0.5),
+        skipped_line(6),
+        line(8, total=3.0, cls=1.0, att=2.0, soft=0.5, hard=0.5),
+    ]
     write_lines(tmp_path / "train_loss.jsonl", losses)
     values = {2: 0.25, 4: 0.75, 6: 0.5, 8: 0.75}
     write_lines(
@@ -68,17 +78,34 @@ def test_the_picture_shows_what_the_files_hold(tmp_path: Path, figures: list[Fig
     assert labels == ["total", "attention scores", "soft labels", "hard labels"]
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 8])
+def test_the_legend_fits_however_many_terms_there_are(
+    tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    terms = [TERMS[i % len(TERMS)]._replace(name=f"term{i}") for i in range(count)]
+    more = {f"{term.name}_loss": (term.meaning, term.color) for term in terms}
+    monkeypatch.setattr("training.curves._LOSSES", {"loss": ("total", "black")} | more)
+    write_lines(tmp_path / "train_loss.jsonl", [line(3, total=6.0) | dict.fromkeys(more, 2.0)] * 2)
+    assert write_training_curves(tmp_path)
+    (figure,) = figures
+    axes = figure.axes[0]
+    legend, title = axes.get_legend().get_window_extent(), axes.title.get_window_extent()
+    assert len(axes.get_legend().get_texts()) == count + 1
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= title.y0 + 3 and title.y1 <= figure.bbox.y1
+
+
 def test_one_line_is_no_curve(tmp_path: Path) -> None:
     assert not write_training_curves(tmp_path)
-    write_lines(tmp_path / "train_loss.jsonl", [line(3, 6.0, 2.0, 4.0, 0.0, 1.5, 0.5)])
+    write_lines(tmp_path / "train_loss.jsonl", [line(3, total=6.0, cls=2.0, att=4.0, soft=1.5, hard=0.5)])
     assert not write_training_curves(tmp_path)
     assert not (tmp_path / "training_curves.png").exists()
 
 
 def test_a_total_of_one_term_is_that_term() -> None:
-    assert used_losses([line(1, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5), line(2, *[None] * 6)]) == ["hard_loss"]
-    assert used_losses([line(1, 0.25, 0.25, 0.0, 0.0, 0.0, 0.5)]) == ["loss", "hard_loss"]  # of weight 0.5
-    assert used_losses([line(1, 3.0, 1.0, 2.0, 0.0, 1.0, 0.0)]) == ["loss", "att_loss", "soft_loss"]
+    assert used_losses([line(1, total=0.5, cls=0.5, hard=0.5), skipped_line(2)]) == ["hard_loss"]
+    assert used_losses([line(1, total=0.25, cls=0.25, hard=0.5)]) == ["loss", "hard_loss"]  # of weight 0.5
+    assert used_losses([line(1, total=3.0, cls=1.0, att=2.0, soft=1.0)]) == ["loss", "att_loss", "soft_loss"]
 
 
 def test_lines_are_read_up_to_a_step_or_to_a_damaged_line(tmp_path: Path) -> None:

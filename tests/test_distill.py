@@ -38,9 +38,10 @@ from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
 from training.inputs import epoch_order
+from training.terms import LOSSES
 
 EXAMPLES = 8
-LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
+LINE_KEYS = ["global_step", *LOSSES, "learning_rate"]
 
 
 @pytest.fixture(scope="module")

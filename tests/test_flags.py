@@ -1,6 +1,7 @@
 """The parser of all scripts, and the flags of distill.py for the terms of the loss."""
 
 import argparse
+from typing import get_args, get_type_hints
 
 import pytest
 from tiny import run_main
@@ -9,7 +10,7 @@ from distill import METHODS
 from runtime.errors import InputError
 from runtime.flags import Parser
 from training.flags import trainings
-from training.terms import LOSSES, TERMS
+from training.terms import LOSSES, TERMS, Term
 
 
 def parser() -> Parser:
@@ -71,6 +72,7 @@ def test_flags_and_keys_follow_from_the_terms() -> None:
     for term in TERMS:
         assert f"--{term.name}_weight " in text
         assert term.meaning in text
+        assert term.compares in get_args(get_type_hints(Term)["compares"])
     assert list(LOSSES) == ["loss", "cls_loss", *(f"{term.name}_loss" for term in TERMS)]
     for weights in METHODS.values():
         assert weights.keys() <= {term.name for term in TERMS}

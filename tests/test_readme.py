@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import run_main
 
+from training.terms import LOSSES, TERMS
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS_PAGE = ROOT / "benchmarks" / "README.md"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), BENCHMARKS_PAGE]
@@ -92,6 +94,25 @@ def test_the_page_of_training_lists_every_flag_of_distill() -> None:
     rows = set(re.findall(r"^\| `--([\w-]+)` \|", (ROOT / "docs" / "training.md").read_text(), flags=re.M))
     assert len(rows) > 30
     assert flags_of("distill.py") - {"help", "no-do_lower_case"} == rows
+
+
+def test_the_variable_of_every_flag_of_distill_is_one_of_the_shell_script() -> None:
+    rows = re.findall(r"^\| `--[\w-]+` \|([^|]*)\|", (ROOT / "docs" / "training.md").read_text(), flags=re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)(?:=\w+)?`", row)}
+    assert len(named) > 30
+    assert named <= variables_of("distill.sh")
+
+
+def test_every_term_of_the_loss_is_on_the_pages_and_in_the_shell_script() -> None:
+    training, formats = (ROOT.joinpath("docs", name).read_text() for name in ("training.md", "formats.md"))
+    assert re.findall(r"^\| `(\w+)` \| `--\1_weight` \|", training, flags=re.M) == [term.name for term in TERMS]
+    (row,) = re.findall(r"^\| `train_loss.jsonl` \|(.*)", formats, flags=re.M)
+    keys = ["global_step", *LOSSES, "learning_rate"]
+    assert ", ".join(f"`{key}`" for key in keys) in row
+    script = (ROOT / "distill.sh").read_text()
+    for term in TERMS:
+        assert f"{term.name}_weight" in variables_of("distill.sh")
+        assert f'--{term.name}_weight="${term.name}_weight"' in script
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "tests" / "README.md", *SHELL_SCRIPTS], ids=name_of)

@@ -57,13 +57,16 @@ def write_training_curves(directory: Path) -> bool:
 
     steps = [row["global_step"] for row in losses]
     axes = next(remaining)
-    for name in used_losses(losses):
+    names = used_losses(losses)
+    columns = 3  # of the legend, so that long meanings fit
+    rows = -(-len(names) // columns)
+    for name in names:
         label, color = _LOSSES[name]
         values = [row[name] or float("nan") for row in losses]  # a logarithm has no 0
         axes.plot(steps, values, label=label, color=color, linewidth=1.8 if name == "loss" else 1.2)
-    axes.set_title(f"{directory.resolve().name}: training", pad=26)
+    axes.set_title(f"{directory.resolve().name}: training", pad=12 + 14 * rows)  # above the legend
     axes.set(ylabel="loss", yscale="log")
-    axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     axes = next(remaining)
     axes.plot(steps, [row["learning_rate"] for row in losses], color=_COLOR)

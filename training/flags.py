@@ -11,7 +11,7 @@ from evaluation.measures import canonical_name
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.ranks import world_size
-from training.terms import TERMS
+from training.terms import TERMS, compared
 
 # TinyBERT (Jiao et al. 2020): these methods, one after the other.
 TINYBERT_STEPS = ("intermediate", "prediction")
@@ -187,8 +187,8 @@ def check_args(args: argparse.Namespace, methods: Mapping[str, Mapping[str, floa
     args.alpha = 0.5 if args.alpha is None else args.alpha
     if not 0 <= args.alpha <= 1:
         raise InputError("--alpha: needs to be from 0 to 1")
-    check_tinybert_args(args)
     set_weights(args, methods)
+    check_tinybert_args(args)
     check_unused_args(args)
     if args.layer_map is not None and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", args.layer_map):
         raise InputError(f"--layer_map: '{args.layer_map}' is not a list of layers such as 4,8,12")
@@ -212,10 +212,12 @@ def check_tinybert_args(args: argparse.Namespace) -> None:
             setattr(args, f"intermediate_{name}", getattr(args, name))
         elif not is_tinybert and given != getattr(args, name):
             raise InputError(f"--intermediate_{name}: has no use without --distill_model tinybert, leave it out")
-    if is_tinybert and args.soft_weight == 0:
+    if is_tinybert and "logits" not in compared(args):
         raise InputError("--soft_weight: 0 leaves tinybert's second training nothing to learn from the teacher")
-    if is_tinybert and args.att_weight == args.rep_weight == 0:
-        raise InputError("--att_weight: 0, with --rep_weight 0, leaves tinybert's first training nothing to learn")
+    if is_tinybert and not compares_layers(args):
+        first, *others = (f"--{term.name}_weight" for term in TERMS if not term.learns_labels)
+        with_others = "".join(f"with {other} 0, " for other in others)
+        raise InputError(f"{first}: 0, {with_others}leaves tinybert's first training nothing to learn")
     if is_tinybert and args.fp16_backend == "apex":
         raise InputError(
             "--fp16_backend: apex can be initialized only once; run --distill_model intermediate, then prediction"
@@ -235,23 +237,23 @@ def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, flo
         if given is not None and not 0 <= given < float("inf"):
             raise InputError(f"--{term.name}_weight: needs to be 0 or more")
         setattr(args, f"{term.name}_weight", float(weights.get(term.name, 0)) if given is None else given)
-    if not any(getattr(args, f"{term.name}_weight") for term in TERMS):
+    if not compared(args):
         raise InputError("--att_weight: at least one weight needs to be above 0")
 
 
 def learns_labels(args: argparse.Namespace) -> bool:
     """Whether the student learns soft or hard labels. Without them its classifier is not trained: it is no ranker."""
-    return any(getattr(args, f"{term.name}_weight") for term in TERMS if term.learns_labels)
+    return not compared(args).isdisjoint({"logits", "labels"})
 
 
 def compares_layers(args: argparse.Namespace) -> bool:
     """Whether layers of the student learn from layers of the teacher."""
-    return any(getattr(args, f"{term.name}_weight") for term in TERMS if not term.learns_labels)
+    return not compared(args).isdisjoint({"queries_keys", "hidden_states"})
 
 
 def check_unused_args(args: argparse.Namespace) -> None:
     """Raises InputError for flags that no term of the loss uses."""
-    needs_teacher = compares_layers(args) or args.soft_weight > 0
+    needs_teacher = compared(args) != {"labels"}
     if (args.teacher_model is not None) != needs_teacher:
         raise InputError(
             f"--teacher_model: needed for --distill_model {args.distill_model}"
@@ -260,7 +262,7 @@ def check_unused_args(args: argparse.Namespace) -> None:
         )
     without = {
         "hard labels alone": ("teacher_dropout",) if not needs_teacher else (),
-        "no soft labels": ("temperature", "no_teacher_check") if not args.soft_weight else (),
+        "no soft labels": ("temperature", "no_teacher_check") if "logits" not in compared(args) else (),
         "neither attention nor hidden states": ("ignore_padding", "layer_map") if not compares_layers(args) else (),
     }
     for terms, names in without.items():

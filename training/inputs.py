@@ -67,12 +67,12 @@ def load_models(
     teacher_dir: Path | None,
     features_file: Path,
     header: FeaturesHeader,
-    weights: dict[str, float],
+    compares: set[str],
     layer_map: str | None,
     pooled_activation: str | None,
     seed: int,
 ) -> Models:
-    """Loads student and teacher. `weights`: of the terms of the loss; `layer_map`: as `--layer_map` gives it.
+    """Loads student and teacher. `compares`: as from `compared`; `layer_map`: as `--layer_map` gives it.
 
     Raises InputError if they do not fit the features or each other.
     """
@@ -80,17 +80,17 @@ def load_models(
     layers: list[int] = []
     if teacher_dir is not None:
         # A pre-trained teacher has no classifier. It needs none if no soft labels are learned.
-        teacher, _ = load_ranker(teacher_dir, pooled_activation, None if weights["soft"] else seed)
+        teacher, _ = load_ranker(teacher_dir, pooled_activation, None if "logits" in compares else seed)
         teacher_vocabulary = check_reads_features(teacher_dir, teacher, features_file, header)
         teacher.requires_grad_(False)
         pooled_activation = teacher.pooled_activation  # one head for both
     student, saved_fit_dense = load_ranker(student_dir, pooled_activation, seed)
     vocabulary = check_reads_features(student_dir, student, features_file, header) or teacher_vocabulary
-    if weights["att"] or weights["rep"]:
+    if not compares.isdisjoint({"queries_keys", "hidden_states"}):
         layers = choose_layers(layer_map, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        if weights["att"]:
+        if "queries_keys" in compares:
             check_heads(student.config.num_attention_heads, teacher.config.num_attention_heads)
-    if weights["rep"]:
+    if "hidden_states" in compares:
         sizes = student.config.hidden_size, teacher.config.hidden_size
         fit_dense = make_fit_dense(*sizes, saved_fit_dense, seed, student.config.initializer_range)
     if vocabulary is None:

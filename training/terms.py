@@ -1,6 +1,7 @@
-"""The terms of the loss. Flags, the keys of train_loss.jsonl and the curves follow from this one tuple."""
+"""The terms of the loss. Flags, the keys of train_loss.jsonl, the curves and the needs of the models follow from it."""
 
-from typing import NamedTuple
+import argparse
+from typing import Literal, NamedTuple
 
 
 class Term(NamedTuple):
@@ -9,14 +10,25 @@ class Term(NamedTuple):
     name: str
     meaning: str  # for help and the legend of the curves
     color: str  # of its curve: distinct for color-blind readers too (Okabe and Ito 2008)
-    learns_labels: bool  # a student that learns no labels is not a ranker yet
+    # of student and teacher; the labels are compared with the student alone
+    compares: Literal["queries_keys", "hidden_states", "logits", "labels"]
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the classifier learns. A student that learns no labels is not a ranker yet."""
+        return self.compares in ("logits", "labels")
 
 
 TERMS = (
-    Term("att", "attention scores", "#0072b2", learns_labels=False),
-    Term("rep", "hidden states", "#e69f00", learns_labels=False),
-    Term("soft", "soft labels", "#009e73", learns_labels=True),
-    Term("hard", "hard labels", "#cc79a7", learns_labels=True),
+    Term("att", "attention scores", "#0072b2", compares="queries_keys"),
+    Term("rep", "hidden states", "#e69f00", compares="hidden_states"),
+    Term("soft", "soft labels", "#009e73", compares="logits"),
+    Term("hard", "hard labels", "#cc79a7", compares="labels"),
 )
 # The keys of a line of train_loss.jsonl: the total, the weighted sum of the terms that learn labels, and each term.
 LOSSES = ("loss", "cls_loss", *(f"{term.name}_loss" for term in TERMS))
+
+
+def compared(args: argparse.Namespace) -> set[str]:
+    """What the terms compare whose weight is not 0."""
+    return {term.compares for term in TERMS if getattr(args, f"{term.name}_weight")}
