@@ -108,7 +108,7 @@ def test_reranking_has_the_scores_of_one_process_in_input_order(inputs: Path, tm
     assert f"{PASSAGES} passages in " in last and last.endswith("on 2 processes, the first on cpu (1 threads)")
     log = (tmp_path / "two.log").read_text().splitlines()
     assert [line[20:] for line in log] == [first, second, last]
-    assert sorted(os.listdir(tmp_path)) == ["one", "one.log", "two", "two.log"]
+    assert sorted(os.listdir(tmp_path)) == ["one", "one.log", "one.speed.json", "two", "two.log", "two.speed.json"]
 
 
 # The rest needs no torchrun of its own, only what it tells its processes.
@@ -234,7 +234,7 @@ def test_a_mistake_is_named_once(inputs: Path, tmp_path: Path, pool: Pool) -> No
 
     distil_refused("--no_such_flag", says="--no_such_flag")
     distil_refused("--gradient_accumulation_steps", 8, says="--gradient_accumulation_steps times the 2 processes")
-    distil_refused("--fp16", "--fp16_backend", "apex", says="--fp16_backend: apex works in one process alone")
+    distil_refused("--fp16", "--fp16_backend", "apex", says="--fp16_backend: apex works in one process only")
     distil_refused("--teacher_model", tmp_path / "none", says="is not a directory")
     assert os.listdir(tmp_path) == []
     distil_refused("--learning_rate", 1e38, says="step 3: loss, cls_loss, att_loss")
