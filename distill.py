@@ -21,6 +21,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
 from training.optimizer import BertAdam, GradientError, decay_groups
 from training.precision import Precision
-from training.run_directory import RunDirectory, check_output_dir
+from training.run_directory import RunDirectory, check_output_dir, discard_run
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
@@ -232,13 +233,13 @@ def not_finite_error(step: int, error: GradientError, example_ids: list[str]) ->
     return InputError(message)
 
 
-def distil(args: argparse.Namespace, device: torch.device, precision: Precision) -> None:
-    """One training, in an output directory that this process has locked."""
+def distil(args: argparse.Namespace, device: torch.device, precision: Precision, later: Iterable[Path]) -> None:
+    """One training, in an output directory that this process has locked and checked.
+
+    `later`: output directories of the trainings after it. If it starts anew, the runs that they hold do not count.
+    """
     torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which differs between processes
     output = args.output_student_dir
-    check_output_dir(
-        output, args.overwrite, args.resume, [args.teacher_model, args.general_student_model, args.features_file]
-    )
     weights = {term.name: getattr(args, f"{term.name}_weight") for term in TERMS}
     dev, checked = None, ""
     with buffered_log() as records:  # nothing is written until all is checked
@@ -280,6 +281,8 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
     init_process_group(device)  # from here on no process looks for an earlier run
     if rank() == 0:
         run.prepare()
+        for directory in later if args.overwrite else ():
+            discard_run(directory)
     with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
         logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
         logger.info("device: %s", devices_name(device))
@@ -334,10 +337,12 @@ def main(args: argparse.Namespace) -> None:
             precision = Precision(args.precision, device, args.fp16_backend, args.fp16_opt_level)
             if rank() == 0:
                 locks.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
-            check_output_dir(training.output_student_dir, training.overwrite, training.resume, [])
+            inputs = [args.teacher_model, args.general_student_model, args.features_file]
+            check_output_dir(training.output_student_dir, training.overwrite, training.resume, inputs)
             runs.append((training, precision))
-        for training, precision in runs:
-            distil(training, device, precision)
+        outputs = [training.output_student_dir for training, _ in runs]
+        for number, (training, precision) in enumerate(runs, start=1):
+            distil(training, device, precision, outputs[number:])
 
 
 if __name__ == "__main__":

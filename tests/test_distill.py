@@ -401,12 +401,24 @@ def test_tinybert_with_nothing_to_learn_is_refused(inputs: Path, tmp_path: Path)
         (["--att_weight", 0, "--rep_weight", 0], "--att_weight"),
         (["--fp16", "--fp16_backend", "apex"], "--fp16_backend"),
         (["--alpha", 0.3], "--alpha"),
+        (["--output_student_dir", "."], "--output_student_dir: tinybert needs a second directory"),
     ):
         refused(inputs, tmp_path, "--distill_model", "tinybert", *more, says=(says,))
     more = ["--intermediate_learning_rate", 1e-3]
     refused(
         inputs, tmp_path, *more, says=("--intermediate_learning_rate: has no use without --distill_model tinybert",)
     )
+
+
+@pytest.mark.parametrize("name", ["out", "out_intermediate"])
+@pytest.mark.parametrize("flag", ["--teacher_model", "--general_student_model"])
+def test_tinybert_replaces_no_input(inputs: Path, tmp_path: Path, flag: str, name: str) -> None:
+    source = inputs / ("teacher" if flag == "--teacher_model" else "general")
+    shutil.copytree(source, tmp_path / name)
+    more = ["--distill_model", "tinybert", "--overwrite", flag, tmp_path / name]
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert_refused(done, "--output_student_dir", f"{tmp_path / name} is an input and would be lost")
+    assert os.listdir(tmp_path) == [name]  # nothing is trained before
 
 
 def test_tinybert_replaces_no_run_of_either_training_unasked(inputs: Path, tmp_path: Path) -> None:
