@@ -1,6 +1,7 @@
 """Distillation: the script against the plain version, its files, and what it refuses."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -31,13 +32,15 @@ from tiny import (
     write_transformers,
 )
 
+import training.inputs
 from benchmarks import reference
 from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.model_files import load_ranker
 from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
-from training.inputs import epoch_order
+from training.inputs import Models, epoch_order
+from training.optimizer import BertAdam
 
 EXAMPLES = 8
 LINE_KEYS = ["global_step", "loss", "cls_loss", "att_loss", "rep_loss", "soft_loss", "hard_loss", "learning_rate"]
@@ -393,6 +396,21 @@ def test_tinybert_is_its_two_trainings_in_one_command(inputs: Path, tmp_path: Pa
     for name in ("out_intermediate", "out"):  # each training has its own log
         log = (tmp_path / name / "distill.log").read_text()
         assert log.count("settings: ") == log.count("examples in ") == 1
+
+
+def test_tinybert_frees_its_first_student_before_the_second(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, load = [], training.inputs.load_models
+
+    def watched(*args: object) -> Models:
+        gc.collect()
+        alive.append(sum(type(one) is BertAdam for one in gc.get_objects()))
+        return load(*args)
+
+    monkeypatch.setattr(training.inputs, "load_models", watched)
+    distil(inputs, tmp_path / "out", "--distill_model", "tinybert", "--no_teacher_check")
+    assert alive[1] == alive[0]
 
 
 def test_tinybert_with_nothing_to_learn_is_refused(inputs: Path, tmp_path: Path) -> None:
