@@ -54,7 +54,7 @@ from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
 from training.optimizer import BertAdam, GradientError, decay_groups
 from training.precision import Precision
-from training.run_directory import RunDirectory, check_output_dir, discard_run
+from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
@@ -234,10 +234,7 @@ def not_finite_error(step: int, error: GradientError, example_ids: list[str]) ->
 
 
 def distil(args: argparse.Namespace, device: torch.device, precision: Precision, later: Iterable[Path]) -> None:
-    """One training, in an output directory that this process has locked and checked.
-
-    `later`: output directories of the trainings after it. If it starts anew, the runs that they hold do not count.
-    """
+    """One training, in a locked and checked directory. If it starts anew, the runs in `later` directories are void."""
     torch.manual_seed((args.seed + rank()) % (1 << 64))  # of dropout, which differs between processes
     output = args.output_student_dir
     weights = {term.name: getattr(args, f"{term.name}_weight") for term in TERMS}
@@ -331,6 +328,8 @@ def main(args: argparse.Namespace) -> None:
     args.precision = choose_precision(args.precision, args.fp16, device)
     if args.deterministic and device.type == "cuda":
         be_deterministic()
+    if args.tensorboard_dir is not None:
+        import_tensorboard()  # before an earlier run is replaced
     with contextlib.ExitStack() as locks:
         runs = []
         for training in trainings(args):
