@@ -21,6 +21,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
 from training.optimizer import BertAdam, GradientError, decay_groups
 from training.precision import Precision
-from training.run_directory import RunDirectory, check_output_dir
+from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS, compared
@@ -233,13 +234,10 @@ def not_finite_error(step: int, error: GradientError, example_ids: list[str]) ->
     return InputError(message)
 
 
-def distil(args: argparse.Namespace, device: torch.device, precision: Precision) -> None:
-    """Runs one training. This process must have locked its output directory."""
+def distil(args: argparse.Namespace, device: torch.device, precision: Precision, later: Iterable[Path]) -> None:
+    """Runs one training in a locked and checked directory. If it starts anew, the runs in `later` are discarded."""
     torch.manual_seed((args.seed + rank()) % (1 << 64))  # for dropout, which differs between processes
     output = args.output_student_dir
-    check_output_dir(
-        output, args.overwrite, args.resume, [args.teacher_model, args.general_student_model, args.features_file]
-    )
     compares = compared(args)
     dev, checked = None, ""
     with buffered_log() as records:  # nothing is written before all checks have passed
@@ -281,6 +279,8 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision)
     init_process_group(device)  # a barrier: rank 0 changes the directory after all have read it
     if rank() == 0:
         run.prepare()
+        for directory in later if args.overwrite else ():
+            discard_run(directory)
     with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
         logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
         logger.info("device: %s", devices_name(device))
@@ -329,16 +329,20 @@ def main(args: argparse.Namespace) -> None:
     args.precision = choose_precision(args.precision, args.fp16, device)
     if args.deterministic and device.type == "cuda":
         be_deterministic()
+    if args.tensorboard_dir is not None:
+        import_tensorboard()  # before an earlier run is replaced
     with contextlib.ExitStack() as locks:
         runs = []
         for training in trainings(args):
             precision = Precision(args.precision, device, args.fp16_backend, args.fp16_opt_level)
             if rank() == 0:
                 locks.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
-            check_output_dir(training.output_student_dir, training.overwrite, training.resume, [])
+            inputs = [args.teacher_model, args.general_student_model, args.features_file]
+            check_output_dir(training.output_student_dir, training.overwrite, training.resume, inputs)
             runs.append((training, precision))
-        for training, precision in runs:
-            distil(training, device, precision)
+        outputs = [training.output_student_dir for training, _ in runs]
+        for number, (training, precision) in enumerate(runs, start=1):
+            distil(training, device, precision, outputs[number:])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 import json
 import signal
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch.utils
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from test_resume import at_step, send
@@ -168,6 +171,22 @@ def test_without_tensorboard_its_flag_is_refused(inputs: Path, tmp_path: Path, m
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "--tensorboard_dir", tmp_path / "board"))
     assert_refused(done, "--tensorboard_dir: TensorBoard is not installed")
     assert not (tmp_path / "out").exists() and not (tmp_path / "board").exists()
+
+
+def test_a_tensorboard_that_cannot_be_imported_costs_no_earlier_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    assert run_main("distill.py", *arguments(inputs, output)).status == 0
+    before = (output / "training.json").read_bytes()
+    broken = ModuleType("tensorboard")
+    broken.__spec__ = ModuleSpec("tensorboard", None)  # it is found
+    monkeypatch.setitem(sys.modules, "tensorboard", broken)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
+    more = ["--overwrite", "--tensorboard_dir", tmp_path / "board"]
+    assert_refused(run_main("distill.py", *arguments(inputs, output, *more)), "--tensorboard_dir: TensorBoard is not")
+    assert (output / "training.json").read_bytes() == before
 
 
 @pytest.mark.tensorboard

@@ -1,6 +1,7 @@
 """Distillation: the script against the reference implementation, its output files, and its errors."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -31,13 +32,15 @@ from tiny import (
     write_transformers,
 )
 
+import training.inputs
 from benchmarks import reference
 from formats.features import Example, Features, FeaturesHeader, write_features
 from modeling.model_files import load_ranker
 from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
-from training.inputs import epoch_order
+from training.inputs import Models, epoch_order
+from training.optimizer import BertAdam
 from training.terms import LOSSES
 
 EXAMPLES = 8
@@ -396,18 +399,45 @@ def test_tinybert_is_its_two_trainings_in_one_command(inputs: Path, tmp_path: Pa
         assert log.count("settings: ") == log.count("examples in ") == 1
 
 
+def test_tinybert_frees_its_first_student_before_the_second(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, load = [], training.inputs.load_models
+
+    def watched(*args: object) -> Models:
+        gc.collect()
+        alive.append(sum(type(one) is BertAdam for one in gc.get_objects()))
+        return load(*args)
+
+    monkeypatch.setattr(training.inputs, "load_models", watched)
+    distil(inputs, tmp_path / "out", "--distill_model", "tinybert", "--no_teacher_check")
+    assert alive[1] == alive[0]
+
+
 def test_tinybert_with_nothing_to_learn_is_refused(inputs: Path, tmp_path: Path) -> None:
     for more, says in (
         (["--soft_weight", 0], "--soft_weight"),
         (["--att_weight", 0, "--rep_weight", 0], "--att_weight"),
         (["--fp16", "--fp16_backend", "apex"], "--fp16_backend"),
         (["--alpha", 0.3], "--alpha"),
+        (["--output_student_dir", "."], "--output_student_dir: tinybert needs a second directory"),
     ):
         refused(inputs, tmp_path, "--distill_model", "tinybert", *more, says=(says,))
     more = ["--intermediate_learning_rate", 1e-3]
     refused(
         inputs, tmp_path, *more, says=("--intermediate_learning_rate: has no use without --distill_model tinybert",)
     )
+
+
+@pytest.mark.parametrize("name", ["out", "out_intermediate"])
+@pytest.mark.parametrize("flag", ["--teacher_model", "--general_student_model"])
+def test_tinybert_replaces_no_input(inputs: Path, tmp_path: Path, flag: str, name: str) -> None:
+    source = inputs / ("teacher" if flag == "--teacher_model" else "general")
+    shutil.copytree(source, tmp_path / name)
+    more = ["--distill_model", "tinybert", "--overwrite", flag, tmp_path / name]
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", *more))
+    assert_refused(done, "--output_student_dir", f"{tmp_path / name} is an input and would be lost")
+    assert os.listdir(tmp_path) == [name]  # nothing is trained before
 
 
 def test_tinybert_replaces_no_earlier_run_without_overwrite(inputs: Path, tmp_path: Path) -> None:

@@ -294,6 +294,21 @@ def test_tinybert_resumes_in_either_training(inputs: Path, tmp_path: Path, kill:
     assert (done.status, done.stdout.count("is finished, there is nothing to resume")) == (0, 2)
 
 
+def test_tinybert_that_replaces_a_finished_run_resumes_in_its_first_training(inputs: Path, tmp_path: Path) -> None:
+    more = ["--distill_model", "tinybert"]
+    output = tmp_path / "out"
+    distil(inputs, output, *more)  # with checkpoints
+    changed = [*more, "--seed", 7]
+    prepare = at_update(4, send(signal.SIGTERM))
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *changed, "--overwrite"), prepare=prepare)
+    assert done.status == STOPPED
+    assert (output / "config.json").exists()  # until the second training replaces it
+    distil(inputs, output, "--resume", *changed)
+    distil(inputs, tmp_path / "whole", *changed)
+    for name in ("", "_intermediate"):
+        assert result(tmp_path / f"out{name}") == result(tmp_path / f"whole{name}")
+
+
 def test_two_threads_resume_exactly(inputs: Path, tmp_path: Path) -> None:
     def run(name: str, *more: object, **settings) -> Finished:
         return run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / name, *more), threads=2, **settings)

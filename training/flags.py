@@ -218,6 +218,10 @@ def check_tinybert_args(args: argparse.Namespace) -> None:
         first, *others = (f"--{term.name}_weight" for term in TERMS if not term.learns_labels)
         with_others = "".join(f"with {other} 0, " for other in others)
         raise InputError(f"{first}: 0, {with_others}leaves tinybert's first training nothing to learn")
+    for name in ("output_student_dir", "tensorboard_dir") if is_tinybert else ():
+        path = getattr(args, name)
+        if path is not None and path.name in ("", ".."):
+            raise InputError(f"--{name}: tinybert needs a second directory beside it; give {path} by its name")
     if is_tinybert and args.fp16_backend == "apex":
         raise InputError(
             "--fp16_backend: apex can be initialized only once; run --distill_model intermediate, then prediction"
@@ -260,15 +264,15 @@ def check_unused_args(args: argparse.Namespace) -> None:
             if needs_teacher
             else "--teacher_model: has no use with hard labels alone, leave it out"
         )
-    without = {
-        "hard labels alone": ("teacher_dropout",) if not needs_teacher else (),
-        "no soft labels": ("temperature", "no_teacher_check") if "logits" not in compared(args) else (),
-        "neither attention nor hidden states": ("ignore_padding", "layer_map") if not compares_layers(args) else (),
+    unused = {
+        "with hard labels alone": ("teacher_dropout",) if not needs_teacher else (),
+        "without soft labels": ("temperature", "no_teacher_check") if "logits" not in compared(args) else (),
+        "without attention and hidden states": ("ignore_padding", "layer_map") if not compares_layers(args) else (),
     }
-    for terms, names in without.items():
+    for terms, names in unused.items():
         for name in names:
             if getattr(args, name):
-                raise InputError(f"--{name}: has no use with {terms}, leave it out")
+                raise InputError(f"--{name}: has no use {terms}, leave it out")
 
 
 def check_numbers(args: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ class Precision:
 
     def initialize(self, trained: nn.ModuleDict, optimizer: BertAdam) -> None:
         """Prepares modules and optimizer for apex, which changes them in place."""
-        self._optimizer = optimizer
         if self._apex is not None:
+            self._optimizer = optimizer  # without apex it can go, and the weights with it, before the next training
             self._apex.initialize(list(trained.values()), optimizer, opt_level=self._apex_opt_level)
 
     def autocast(self) -> AbstractContextManager:

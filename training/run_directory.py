@@ -58,6 +58,14 @@ def check_output_dir(directory: Path, overwrite: bool, resume: bool, inputs: Ite
         )
 
 
+def discard_run(directory: Path) -> None:
+    """Marks the run in a directory, if there is one, as not begun. Its model stays until a new one replaces it."""
+    if (directory / RUN_FILE).exists():
+        write_run_file(directory, False, {})
+        for checkpoint in checkpoints(directory):
+            remove_checkpoint(checkpoint)
+
+
 class RunDirectory:
     """The run in an output directory, which this process has locked. Only rank 0 writes.
 
