@@ -299,7 +299,7 @@ def test_tinybert_that_replaces_a_finished_run_resumes_in_its_first_training(inp
     output = tmp_path / "out"
     distil(inputs, output, *more)  # with checkpoints
     changed = [*more, "--seed", 7]
-    prepare = at_update(4, send(signal.SIGTERM))
+    prepare = at_step(4, send(signal.SIGTERM))
     done = run_forked(tmp_path, "distill.py", *arguments(inputs, output, *changed, "--overwrite"), prepare=prepare)
     assert done.status == STOPPED
     assert (output / "config.json").exists()  # until the second training replaces it
