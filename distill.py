@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """Features, a teacher and a general student in; a distilled student out (Chen et al., ECIR 2021, arXiv 2009.07531)."""
 
-from training.flags import compares_layers, learns_labels, parse_args, trainings
+from training.flags import compared, compares_layers, learns_labels, parse_args, trainings
 
 # The weights of the loss terms of each method; a term not listed has weight 0. `--alpha` sets those of standard.
 METHODS = {
@@ -57,7 +57,7 @@ from training.precision import Precision
 from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
-from training.terms import LOSSES, TERMS, compared
+from training.terms import LOSSES, TERMS
 
 logger = logging.getLogger("distill")
 

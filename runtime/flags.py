@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from runtime.errors import InputError
 from runtime.ranks import exit_after_the_first, rank
-from runtime.script import one_line
+from runtime.script import error_message, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         try:
             check(args)
         except (InputError, OSError) as error:
-            self.error(str(error))
+            self.error(error_message(error))
         return args
 
     def parse_known_args(

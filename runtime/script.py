@@ -28,9 +28,7 @@ def run_script(main: Callable[..., None], *args: object) -> None:
     try:
         main(*args)
     except (InputError, OSError) as error:
-        is_about_file = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if is_about_file else str(error)
-        print(f"{program}: error: {one_line(message)}", file=sys.stderr)
+        print(f"{program}: error: {error_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -38,6 +36,12 @@ def run_script(main: Callable[..., None], *args: object) -> None:
     finally:
         if handles_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def error_message(error: Exception) -> str:
+    """Returns the one line about an error; of an OSError, the file and the reason."""
+    is_about_file = isinstance(error, OSError) and error.filename is not None
+    return one_line(f"{error.filename}: {error.strerror}" if is_about_file else str(error))
 
 
 def one_line(message: str) -> str:

@@ -11,7 +11,7 @@ from evaluation.measures import canonical_name
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.ranks import world_size
-from training.terms import TERMS, compared
+from training.terms import TERMS
 
 # TinyBERT (Jiao et al. 2020): these methods, one after the other.
 TINYBERT_STEPS = ("intermediate", "prediction")
@@ -58,16 +58,12 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--general_student_model", required=True, help="model directory, or id, of the untrained student")
     data.add_argument("--output_student_dir", type=Path, required=True, help="directory to write")
     data.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace the run in --output_student_dir: its checkpoints and losses when the training starts, its model "
-        "when the new one is finished",
+        "--overwrite", action="store_true", help="replace the run in --output_student_dir; its model last"
     )
     data.add_argument(
         "--resume",
         action="store_true",
-        help="resume the run in --output_student_dir from its newest complete checkpoint, or from the beginning if it "
-        "has none; the other flags must be those of that run",
+        help="resume the run in --output_student_dir from its newest complete checkpoint, else from the beginning",
     )
 
 
@@ -215,17 +211,15 @@ def check_tinybert_args(args: argparse.Namespace) -> None:
     if is_tinybert and "logits" not in compared(args):
         raise InputError("--soft_weight: 0 leaves tinybert's second training nothing to learn from the teacher")
     if is_tinybert and not compares_layers(args):
-        first, *others = (f"--{term.name}_weight" for term in TERMS if not term.learns_labels)
-        with_others = "".join(f"with {other} 0, " for other in others)
-        raise InputError(f"{first}: 0, {with_others}leaves tinybert's first training nothing to learn")
+        raise InputError(
+            "--att_weight: tinybert's first training needs a weight above 0, of attention or hidden states"
+        )
     for name in ("output_student_dir", "tensorboard_dir") if is_tinybert else ():
         path = getattr(args, name)
         if path is not None and path.name in ("", ".."):
             raise InputError(f"--{name}: tinybert needs a second directory beside it; give {path} by its name")
     if is_tinybert and args.fp16_backend == "apex":
-        raise InputError(
-            "--fp16_backend: apex can be initialized only once; run --distill_model intermediate, then prediction"
-        )
+        raise InputError("--fp16_backend: apex can start only once; use --distill_model intermediate, then prediction")
 
 
 def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, float]]) -> None:
@@ -245,6 +239,11 @@ def set_weights(args: argparse.Namespace, methods: Mapping[str, Mapping[str, flo
         raise InputError("--att_weight: at least one weight needs to be above 0")
 
 
+def compared(args: argparse.Namespace) -> set[str]:
+    """Returns what the terms compare whose weight is not 0."""
+    return {term.compares for term in TERMS if getattr(args, f"{term.name}_weight")}
+
+
 def learns_labels(args: argparse.Namespace) -> bool:
     """Whether the student learns soft or hard labels. Without them its classifier is not trained: it is no ranker."""
     return not compared(args).isdisjoint({"logits", "labels"})
@@ -259,11 +258,11 @@ def check_unused_args(args: argparse.Namespace) -> None:
     """Raises InputError for flags that no term of the loss uses."""
     needs_teacher = compared(args) != {"labels"}
     if (args.teacher_model is not None) != needs_teacher:
-        raise InputError(
-            f"--teacher_model: needed for --distill_model {args.distill_model}"
-            if needs_teacher
-            else "--teacher_model: has no use with hard labels alone, leave it out"
+        needed, unused = (
+            f"needed for --distill_model {args.distill_model}",
+            "has no use with hard labels alone, leave it out",
         )
+        raise InputError(f"--teacher_model: {needed if needs_teacher else unused}")
     unused = {
         "with hard labels alone": ("teacher_dropout",) if not needs_teacher else (),
         "without soft labels": ("temperature", "no_teacher_check") if "logits" not in compared(args) else (),
@@ -289,10 +288,8 @@ def check_numbers(args: argparse.Namespace) -> None:
     if args.train_batch_size % (args.gradient_accumulation_steps * world_size()):
         times = f" times the {world_size()} processes" if world_size() > 1 else ""
         raise InputError(f"--train_batch_size: needs to be a multiple of --gradient_accumulation_steps{times}")
-    for name in (
-        *("learning_rate", "intermediate_learning_rate", "weight_decay"),
-        *("save_model_step", "keep_checkpoints", "seed"),
-    ):
+    rates = "learning_rate", "intermediate_learning_rate", "weight_decay"
+    for name in (*rates, "save_model_step", "keep_checkpoints", "seed"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise InputError(f"--{name}: needs to be 0 or more")
     if args.seed >= 1 << 64:

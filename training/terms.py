@@ -1,6 +1,5 @@
 """The terms of the loss. Flags, the keys of train_loss.jsonl, the curves and the needs of the models follow from it."""
 
-import argparse
 from typing import Literal, NamedTuple
 
 
@@ -27,8 +26,3 @@ TERMS = (
 )
 # The keys of a line of train_loss.jsonl: the total, the weighted sum of the terms that learn labels, and each term.
 LOSSES = ("loss", "cls_loss", *(f"{term.name}_loss" for term in TERMS))
-
-
-def compared(args: argparse.Namespace) -> set[str]:
-    """What the terms compare whose weight is not 0."""
-    return {term.compares for term in TERMS if getattr(args, f"{term.name}_weight")}
