@@ -18,6 +18,10 @@ from modeling.initial import set_initial_values
 
 POOLED_ACTIVATIONS = ("none", "relu")
 
+# MKL sets itself up in its first call of a vector function. If two threads make that call together, one of them
+# sometimes computes with half of the digits. One number is computed by one thread.
+torch.tanh(torch.zeros(1))
+
 
 @dataclass(frozen=True)
 class BertConfig:

@@ -261,6 +261,23 @@ print([name for name in ("transformers", "formats") if name in sys.modules])
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+FIRST_TANH = """
+import torch
+import modeling.bert
+torch.manual_seed(0)
+x = torch.randn(16, 384)
+assert torch.equal(torch.tanh(x), torch.tanh(x))
+"""
+
+
+@pytest.mark.slow
+def test_the_first_tanh_of_a_process_is_exact() -> None:
+    environment = {**ONE_THREAD, "OMP_NUM_THREADS": "2"}
+    for _ in range(20):
+        done = subprocess.run([sys.executable, "-c", FIRST_TANH], cwd=ROOT, env=environment, timeout=300, check=False)
+        assert done.returncode == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", MASKS)
 def test_on_a_gpu(mask: str) -> None:
