@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model_tools.output import check_output_dir
+from model_tools.output import add_lower_case_flag, check_output_dir
 from runtime.errors import InputError
 from runtime.flags import Parser
 
@@ -37,11 +37,7 @@ pip install {" ".join(ONNX_PACKAGES.values())}""",
     )
     parser.add_argument("--measures_file", type=Path, help="Markdown, such as a table of measures, for the model card")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx")
-    parser.add_argument(
-        "--do_lower_case",
-        action=argparse.BooleanOptionalAction,
-        help="for an uncased model (default: as in the model's tokenizer_config.json, else uncased)",
-    )
+    add_lower_case_flag(parser)
     return parser.parse(check_args)
 
 

@@ -357,11 +357,13 @@ def test_an_onnx_file_that_differs_from_torch_is_not_written(
     import onnxruntime
 
     run = onnxruntime.InferenceSession.run
-    monkeypatch.setattr(
-        onnxruntime.InferenceSession, "run", lambda self, *args: [array + 2e-5 for array in run(self, *args)]
-    )
+
+    def altered(self, *args) -> list[np.ndarray]:
+        return [array + 2e-5 * max(1.0, abs(array).max()) for array in run(self, *args)]
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", altered)
     done = export(directory / "student", tmp_path / "export", "--onnx")
-    assert_refused(done, "--onnx: the logits of model.onnx differ from torch by 2", "which is above 1e-05")
+    assert_refused(done, "--onnx: the logits of model.onnx differ from torch by", "which is above 1e-05")
     assert os.listdir(tmp_path) == []
 
 
