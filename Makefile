@@ -31,7 +31,7 @@ test-quick: $(VENV)/installed-dev ## run the tests that are quick
 
 test-all: test $(VENV)/installed-extras ## run the tests of optional packages and of the example's encoder too
 	$(python) -m pytest -q -m example
-	$(python) -m pytest -q -m "tensorflow or tensorboard"
+	$(python) -m pytest -q -m "tensorflow or tensorboard or extras"
 
 lint: $(VENV)/installed-dev ## check the style
 	$(VENV)/bin/ruff check .

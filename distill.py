@@ -52,6 +52,7 @@ from runtime.script import buffered_log, lock_directory, log_to, run_script
 from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
+from training.model_card import training_facts
 from training.optimizer import BertAdam, GradientError, decay_groups
 from training.precision import Precision
 from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
@@ -298,7 +299,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
             progress = train(args, features, models, dev, precision, device, run)
         seconds = time.monotonic() - begin
         with defer_signals() if rank() == 0 else contextlib.nullcontext():  # a signal no longer stops the run
-            run.finish(progress)
+            run.finish(progress, training_facts(features, args.general_student_model))
         if dev is not None:
             logger.info(
                 "the student is that of step %d, dev %s %.4f, the best of %d steps",

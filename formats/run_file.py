@@ -10,13 +10,13 @@ RUN_FILE = "training.json"
 
 
 def read_run_file(directory: Path) -> dict[str, Any]:
-    """Returns `{"finished": bool, "settings": dict}` of the run in an output directory.
+    """Returns `finished` (bool) and `settings` (dict) of the run in an output directory, and what else the file tells.
 
     A missing or damaged file gives an unfinished run without settings.
     """
     try:
         run = json.loads((directory / RUN_FILE).read_bytes())
-        return {"finished": run["finished"] is True, "settings": dict(run["settings"])}
+        return {**run, "finished": run["finished"] is True, "settings": dict(run["settings"])}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {"finished": False, "settings": {}}
 

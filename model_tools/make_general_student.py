@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model_tools.output import check_output_dir
+from model_tools.output import add_lower_case_flag, check_output_dir
 from runtime.errors import InputError
 from runtime.flags import Parser
 
@@ -42,11 +42,7 @@ Out: a model directory. With --layers it has the embeddings, these layers and th
     )
     parser.add_argument("--intermediate_size", type=int, help="from scratch: inner size (default 4 * hidden size)")
     parser.add_argument("--seed", type=int, default=42, help="of the initial values (default 42)")
-    parser.add_argument(
-        "--do_lower_case",
-        action=argparse.BooleanOptionalAction,
-        help="for an uncased model (default: as in the model's tokenizer_config.json, else uncased)",
-    )
+    add_lower_case_flag(parser)
     return parser.parse(check_args)
 
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # A model that was not fine-tuned can lack these.
 _HEADS = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias")
+_SIGMOID = "torch.nn.modules.activation.Sigmoid"
 
 
 def load_ranker(
@@ -128,21 +129,66 @@ def save_ranker(
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
     if fit_dense is not None:
         tensors |= {f"fit_dense.{name}": tensor for name, tensor in fit_dense.state_dict().items()}
+    config = asdict(model.config) | {
+        "architectures": ["BertModel" if without_classifier else "BertForSequenceClassification"],
+        "pooled_activation": model.pooled_activation,
+    }
+    if not without_classifier:
+        config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    _write_model(directory, tensors, config, tokens, do_lower_case, model.config.max_position_embeddings)
+
+
+def save_cross_encoder(
+    model: BertRanker, tokens: list[str], do_lower_case: bool, max_seq_length: int, directory: Path
+) -> None:
+    """Writes a ranker with one output s, as most cross-encoders on the Hub have it; sigmoid(s) is its P(class 1).
+
+    The classifier of two outputs has the logits z_0 and z_1, and softmax(z)_1 = sigmoid(z_1 - z_0). So the classifier
+    of one output has the weight w_1 - w_0, (1, d), and the bias b_1 - b_0, (1,). Tokenizers truncate at
+    `max_seq_length`.
+
+    Raises ModelFileError, before anything is written, if the ranker has a `pooled_activation`, which transformers'
+    BertForSequenceClassification does not compute.
+    """
+    if model.pooled_activation != "none":
+        raise ModelFileError(
+            f"--model_dir: its pooled_activation is {model.pooled_activation}, which transformers' "
+            "BertForSequenceClassification does not compute, so it cannot be exported; use rerank.py, or train with "
+            "--pooled_activation none"
+        )
+    tensors = model.state_dict()
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name].double().diff(dim=0)  # (1, d) and (1,)
+    config = asdict(model.config) | {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {"0": "relevant"},
+        "label2id": {"relevant": 0},
+        "sentence_transformers": {"activation_fn": _SIGMOID},
+        "sbert_ce_default_activation_function": _SIGMOID,  # for sentence-transformers before version 4
+    }
+    _write_model(directory, tensors, config, tokens, do_lower_case, max_seq_length)
+    # text-embeddings-inference reads the maximum length here; without this file it takes the number of positions
+    lengths = {"max_seq_length": max_seq_length, "do_lower_case": False}
+    directory.joinpath("sentence_bert_config.json").write_text(json.dumps(lengths, indent=2) + "\n", "utf-8")
+
+
+def _write_model(
+    directory: Path,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, object],
+    tokens: list[str],
+    do_lower_case: bool,
+    max_length: int,
+) -> None:
+    """Writes weights in float32, tokenizer and config. Raises ModelFileError if a weight is not finite."""
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ModelFileError(f"the student is not written, because {name} is not finite; lower --learning_rate")
-    config = asdict(model.config) | {
-        "architectures": ["BertModel" if without_classifier else "BertForSequenceClassification"],
-        "model_type": "bert",
-        "pooled_activation": model.pooled_activation,
-        "dtype": "float32",
-    }
-    if not without_classifier:
-        config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    config = config | {"model_type": "bert", "dtype": "float32"}
     # not by save_file, whose file only its owner can read
     directory.joinpath("model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    save_tokenizer(directory, tokens, do_lower_case, model.config.max_position_embeddings)
+    save_tokenizer(directory, tokens, do_lower_case, max_length)
     directory.joinpath("config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -1,11 +1,17 @@
-"""Shared fixtures, and skipped tests: `gpu` without a GPU, `tensorflow` and `tensorboard` if not installed, `example`
-without `-m example`."""
+"""Shared fixtures, and skipped tests: `gpu` without a GPU, `tensorflow`, `tensorboard` and `extras` if not installed,
+`example` without `-m example`."""
 
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+NEEDED = {  # the modules that a mark needs
+    "tensorflow": ("tensorflow",),
+    "tensorboard": ("tensorboard",),
+    "extras": ("onnx", "onnxruntime", "onnxscript", "pyterrier", "rerankers"),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -15,9 +21,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs the example's encoder; run with -m example"))
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-        for module in ("tensorflow", "tensorboard"):
-            if item.get_closest_marker(module) and importlib.util.find_spec(module) is None:
-                item.add_marker(pytest.mark.skip(reason=f"needs {module}"))
+        for mark, modules in NEEDED.items():
+            missing = [module for module in modules if importlib.util.find_spec(module) is None]
+            if item.get_closest_marker(mark) and missing:
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

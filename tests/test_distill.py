@@ -233,7 +233,7 @@ def test_the_output_directory_holds_the_student_its_losses_and_the_log(inputs: P
     assert done.status == 0
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
     assert set(os.listdir(tmp_path / "deep" / "out")) == names | {
-        *("train_loss.jsonl", "speed.jsonl", "distill.log", "training.json")
+        *("train_loss.jsonl", "speed.jsonl", "distill.log", "training.json", "README.md")
     }
     log = (tmp_path / "deep" / "out" / "distill.log").read_text()
     assert "learning_rate=5e-05" in log

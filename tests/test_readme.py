@@ -24,8 +24,8 @@ SCRIPTS = {
 }
 # how a text calls Python
 PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\"|torchrun --nproc_per_node \d+"
-# flags of other programs: torchrun, ruff
-FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check"}
+# flags of other programs: torchrun, ruff, text-embeddings-inference
+FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check", "auto-truncate"}
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 # files that the scripts write, and names of other projects' files

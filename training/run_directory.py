@@ -30,6 +30,7 @@ from training.checkpoints import (
 )
 from training.curves import DEV_FILE, LOSS_FILE, PICTURE, SPEED_FILE, read_lines_until, used_losses
 from training.inputs import Models
+from training.model_card import write_model_card
 from training.state import Progress, Training, load_training_state, read_notes, rng_states, save_training_state
 
 logger = logging.getLogger(__name__)
@@ -210,23 +211,27 @@ class RunDirectory:
             for older in checkpoints(self.path)[: -self._keep_checkpoints]:
                 remove_checkpoint(older)
 
-    def finish(self, progress: Progress) -> None:
-        """Writes the student: the best checkpoint if there is one, or the student after the last step."""
+    def finish(self, progress: Progress, facts: dict[str, Any]) -> None:
+        """Writes the student: the best checkpoint if there is one, or the student after the last step.
+
+        `facts`: more entries of training.json, for the model card.
+        """
         if self._board is not None:
             self._board.close()
         if rank() > 0:
             return
-        outcome = {}
+        outcome = dict(facts)
         with atomic_directory(self.path, last="config.json") as partial:
             if progress.best_step is None:
                 self._write_student(partial)
             else:
                 shutil.copytree(self._best(progress.best_step), partial, dirs_exist_ok=True)
-                outcome = {
+                outcome |= {
                     "last_step": progress.global_step,
                     "best_step": progress.best_step,
                     "best_value": progress.best_value,
                 }
+            write_model_card(partial, outcome | {"settings": self.settings}, earlier=self.path)
         self._draw_curves()
         for best in best_checkpoints(self.path):
             shutil.rmtree(best)
