@@ -375,6 +375,14 @@ def test_dev_data_that_cannot_be_measured_is_refused(inputs: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_tinybert_checks_the_dev_judgments_before_its_first_step(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q0 0 D4 0\n")
+    flags = arguments(inputs, tmp_path / "out", "--dev_qrels", tmp_path / "qrels")
+    flags[flags.index("hard")] = "tinybert"
+    assert_refused(run_main("distill.py", *flags, "--teacher_model", inputs / "teacher"), "--dev_qrels", "no document")
+    assert sorted(os.listdir(tmp_path)) == ["qrels"]
+
+
 def test_dev_judgments_below_0_do_not_count(inputs: Path, tmp_path: Path) -> None:
     """q1 has only such judgments, as in the qrels of the TREC Web tracks. Each measure has the name that was given."""
     (tmp_path / "qrels").write_text("q0 0 D4 1\nq0 0 D1 -2\nq1 0 D2 -2\nq1 0 D3 -5\n")
