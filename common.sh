@@ -54,9 +54,11 @@ tokenize() {
         --bert_model_dir="$3" --max_seq_length="$max_seq_length" --do_lower_case="$do_lower_case" --overwrite
 }
 
-# Prints MRR and MRR@10 of a run. Call: measures QRELS RUN
+# Prints number of queries, MRR and MRR@10 of a run, over the judged queries of the candidates. A query that the run
+# lacks counts 0, with a warning. Call: measures QRELS RUN CANDIDATES
 measures() {
-    "$python" msmarco_mrr_eval.py -- "$1" "$2" | LC_ALL=C awk '/^MRR/ {printf "  %8.4f", $2}'
+    "$python" msmarco_mrr_eval.py --queries_of="$3" -- "$1" "$2" |
+        LC_ALL=C awk '/^query_num/ {printf "  %7d", $2} /^MRR/ {printf "  %8.4f", $2}'
 }
 
 # --- the recipes in experiments/. They set `data`, `models` and `runs`.

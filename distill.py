@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from formats.checksums import file_sha256
-from formats.features import Features
+from formats.features import Features, read_header
 from modeling.frozen import FrozenRanker
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss
 from modeling.model_files import fingerprint
@@ -341,6 +341,8 @@ def main(args: argparse.Namespace) -> None:
             inputs = [args.teacher_model, args.general_student_model, args.features_file]
             check_output_dir(training.output_student_dir, training.overwrite, training.resume, inputs)
             runs.append((training, precision))
+        if len(runs) > 1 and args.dev_features_file is not None:  # only the last training uses them; check them now
+            read_dev_pairs(args.dev_features_file, args.dev_qrels, args.dev_measure, read_header(args.features_file))
         outputs = [training.output_student_dir for training, _ in runs]
         for number, (training, precision) in enumerate(runs, start=1):
             distil(training, device, precision, outputs[number:])

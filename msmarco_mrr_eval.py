@@ -16,6 +16,7 @@ from evaluation.measures import (
     measure_per_query,
     official_msmarco,
     published_mrr,
+    retrieves_relevant,
 )
 from evaluation.output import FORMATS, format_runs
 from formats.atomic import atomic_write
@@ -38,8 +39,9 @@ Queries that count:
 - without --measures: the queries of the run. A query without a relevant document or without judgments counts 0.
 - with --measures: the queries in both the run and the judgments, as in trec_eval.
 - in --official_msmarco: the queries of the judgments. A query that is not in the run counts 0.
+- with --queries_of: the judged queries of that run, for every run. A query that is not in a run counts 0 for it.
 - in the comparison with --baseline: the judged queries of at least one run (with --official_msmarco: all judged
-  queries). A query that is not in a run counts 0 for it.
+  queries; with --queries_of: those). A query that is not in a run counts 0 for it.
 
 A malformed line is an error that names it. With --skip_malformed it is skipped and named on stderr."""
 
@@ -54,9 +56,10 @@ def parse_args() -> argparse.Namespace:
         "--measures",
         nargs="+",
         metavar="MEASURE",
-        help="the measures to print instead of MRR and MRR@10: trec_eval's measures by its names (ndcg_cut.10) or the "
-        "usual ones (NDCG@10, MAP, P@5, Recall@100, ...), MRR, MRR@k, and Judged@k, the share of the first k documents "
-        "that have a judgment. Give the flag after the runs; blanks or commas separate measures",
+        help="the measures to print instead of MRR and MRR@10: trec_eval's measures by its names (ndcg_cut.10), the "
+        "usual ones (NDCG@10, MAP, P@5, Recall@100, ...) or those of ir_measures (nDCG@10, AP, RR@10, ...), MRR, "
+        "MRR@k, and Judged@k, the share of the first k documents that have a judgment. Give the flag after the runs; "
+        "blanks or commas separate measures",
     )
     parser.add_argument(
         "--official_msmarco",
@@ -70,6 +73,11 @@ def parse_args() -> argparse.Namespace:
         help="compare the other runs with this run: paired t-test and randomization test (two-sided; 100,000 random "
         "sign flips, or all if there are fewer), p-values with Holm's correction over the runs of each measure, effect "
         "size (Cohen's d of the differences), number of queries that a run wins, ties and loses",
+    )
+    parser.add_argument(
+        "--queries_of",
+        metavar="RUN",
+        help="measure every run over the judged queries of this run, such as the candidates that the others re-rank",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="output format (default: text)")
     parser.add_argument(
@@ -91,10 +99,14 @@ def check_args(args: argparse.Namespace) -> None:
         no_mean = [name for name in args.measures if not is_mean(name)]
         if args.baseline and no_mean:
             raise InputError(f"--baseline: {no_mean[0]} is not a mean over queries, so it has no test; leave it out")
+        if args.queries_of and no_mean:
+            raise InputError(f"--queries_of: {no_mean[0]} is not a mean over queries; leave it out")
+    if args.queries_of and args.official_msmarco:
+        raise InputError("--queries_of: --official_msmarco always counts all judged queries; leave one of them out")
     if args.overwrite and not args.per_query:
         raise InputError("--overwrite: replaces only a --per_query file; give --per_query, or leave it out")
     if args.per_query:
-        inputs = [args.qrels, *args.runs, *([args.baseline] if args.baseline else [])]
+        inputs = [args.qrels, *args.runs, *filter(None, (args.baseline, args.queries_of))]
         refuse_existing(args.per_query, "--per_query", args.overwrite, inputs)
     refuse_repeated("RUN", [os.path.realpath(path) for path in args.runs])
     if args.baseline:
@@ -121,7 +133,21 @@ def run_names(paths: list[str]) -> dict[str, str]:
     return dict(zip(paths, names, strict=True))
 
 
-def read_and_evaluate(path: str, qrels: Qrels, on_malformed: OnMalformed | None, args: argparse.Namespace) -> Evaluated:
+def read_queries_of(path: str, qrels: Qrels, on_malformed: OnMalformed | None) -> list[str]:
+    """Returns the judged queries of a run. Raises InputError if there is none."""
+    run = read_run(path, on_malformed)
+    queries = [query_id for query_id in run if query_id in qrels]
+    if not queries:
+        raise InputError(f"--queries_of: {path} and the judgments share no query; are they of the same collection?")
+    if len(queries) < len(run):
+        print(f"note: {path}: {len(run) - len(queries)} queries have no judgments and do not count", file=sys.stderr)
+    return queries
+
+
+def read_and_evaluate(
+    path: str, qrels: Qrels, counted: list[str] | None, on_malformed: OnMalformed | None, args: argparse.Namespace
+) -> Evaluated:
+    """Reads and measures a run. `counted`: the queries of --queries_of, None without this flag."""
     ranks: dict[str, dict[str, int]] = {}
     if args.official_msmarco:
         ranked = read_ranked_run(path, on_malformed)
@@ -129,7 +155,7 @@ def read_and_evaluate(path: str, qrels: Qrels, on_malformed: OnMalformed | None,
         ranks = {query_id: {doc_id: rank for doc_id, (rank, _) in docs.items()} for query_id, docs in ranked.items()}
     else:
         run = read_run(path, on_malformed)
-    note_queries(path, qrels, run, args)
+    note_queries(path, qrels, run, counted, args)
     if args.measures is None:
         values = published_mrr(qrels, run)
         num_queries = len(run)
@@ -141,15 +167,34 @@ def read_and_evaluate(path: str, qrels: Qrels, on_malformed: OnMalformed | None,
         num_queries = len(run.keys() & qrels.keys())
     if args.official_msmarco:
         values[OFFICIAL] = official_msmarco(qrels, ranks)
-    return Evaluated(num_queries, values)
+    if counted is None:
+        return Evaluated(num_queries, values)
+    return Evaluated(
+        len(counted),
+        {name: {query_id: of.get(query_id, 0.0) for query_id in counted} for name, of in values.items()},
+    )
 
 
-def note_queries(path: str, qrels: Qrels, run: Run, args: argparse.Namespace) -> None:
-    """Tells on stderr how many queries are in only one of `qrels` and `run`. Raises InputError if none is in both."""
+def note_queries(path: str, qrels: Qrels, run: Run, counted: list[str] | None, args: argparse.Namespace) -> None:
+    """Tells on stderr which queries have no measure or count 0. Raises InputError if `qrels` and `run` share no query.
+
+    It also warns of a run without relevant documents.
+    """
     of_run = f"{path}: " if len(args.runs) > 1 else ""
     unjudged = sum(query_id not in qrels for query_id in run)
     if unjudged == len(run):
         raise InputError(f"{args.qrels} and {path} share no query; are they of the same collection?")
+    if not retrieves_relevant(qrels, run):
+        print(
+            f"WARNING: no document of {path} is relevant in {args.qrels} (relevance above 0), so measures of relevance "
+            "are 0; are they of the same collection?",
+            file=sys.stderr,
+        )
+    if counted is not None:
+        if missing := sum(query_id not in run for query_id in counted):
+            lacks = f"{path} lacks {missing} of the {len(counted)} judged queries of {args.queries_of}"
+            print(f"WARNING: {lacks}; they count 0", file=sys.stderr)
+        return
     if unjudged:
         count = "count 0" if args.measures is None else "do not count"
         print(f"note: {of_run}{unjudged} of {len(run)} queries have no judgments and {count}", file=sys.stderr)
@@ -180,7 +225,8 @@ def main() -> None:
 
     qrels = read_qrels_with_note(args.qrels, on_malformed(args.qrels))
     names = run_names(args.runs)
-    evaluated = {names[path]: read_and_evaluate(path, qrels, on_malformed(path), args) for path in args.runs}
+    counted = read_queries_of(args.queries_of, qrels, on_malformed(args.queries_of)) if args.queries_of else None
+    evaluated = {names[path]: read_and_evaluate(path, qrels, counted, on_malformed(path), args) for path in args.runs}
     for path, count in skipped.items():
         print(f"note: {count} lines of {path} are malformed and were skipped", file=sys.stderr)
     baseline = names[args.baseline] if args.baseline else None

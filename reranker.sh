@@ -18,6 +18,8 @@ runs_dir=${runs_dir:-runs/$collection}      # directory of scores and runs; thos
 # --- re-ranking
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage, as in the student's training
 aggregation=${aggregation:-MaxP}            # document score: MaxP, FirstP, SumP, AvgP, or '3-Max&AvgP' for the 3 best
+interpolation_weight=${interpolation_weight:-} # 0 to 1: also makes NAME.interpolated.run, where a document has this part
+                                            # of the model's score, and the rest of the candidates' (docs/evaluation.md)
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 eval_batch_size=${eval_batch_size:-}        # passages of full length at a time. Default: 16 on a CPU, 512 on a GPU
 pooled_activation=${pooled_activation:-}    # before the classifier. Default: as in each model
@@ -30,6 +32,8 @@ python=${python:-python}                    # the Python interpreter
 
 source ./common.sh
 check_yes_no do_lower_case
+[[ -z $interpolation_weight || $interpolation_weight =~ ^(0|1|0?\.[0-9]+|1\.0+)$ ]] ||
+    fail "interpolation_weight=$interpolation_weight is not a number from 0 to 1, such as 0.5"
 student=$(basename -- "$student_model")
 [[ -n $student_model$teacher_model ]] || fail "teacher_model and student_model are both empty; set one of them"
 [[ $student != teacher ]] || fail "student_model=$student_model has the name of the teacher's run; rename it"
@@ -37,27 +41,41 @@ check_exists "run 'bash distill.sh' first" student_model teacher_model candidate
 mkdir -p -- "$runs_dir"
 tokenize test "$test_pairs" "${student_model:-$teacher_model}" "$features_file"
 
-# Makes NAME.scores.tsv and NAME.run in runs_dir. Call: rank NAME MODEL
+# Makes NAME.scores.tsv and NAME.run in runs_dir, and NAME.interpolated.run if wanted. Call: rank NAME MODEL
 rank() {
     "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
         --output_scores_file="$runs_dir/$1.scores.tsv" --eval_batch_size="$eval_batch_size" \
         --pooled_activation="$pooled_activation" --device="$device" --precision="$precision" --overwrite
     "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
         --output_results_file="$runs_dir/$1.run" --aggregation="$aggregation" --run_name="$1" --overwrite
+    [[ -z $interpolation_weight ]] || "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
+        --output_results_file="$runs_dir/$1.interpolated.run" --aggregation="$aggregation" \
+        --run_name="$1.interpolated" --interpolate_with="$candidates_run" \
+        --interpolation_weight="$interpolation_weight" --overwrite
 }
 [[ -z $teacher_model ]] || rank teacher "$teacher_model"
 [[ -z $student_model ]] || rank "$student" "$student_model"
 
-# Prints the table's row of a run in runs_dir, with the speed that rerank.py measured. Call: row NAME
+# Prints a row of the table. Call: row NAME RUN [SPEED]
 row() {
-    local values speed
-    values=$(measures "$qrels" "$runs_dir/$1.run")
+    local values
+    values=$(measures "$qrels" "$2" "$candidates_run")
+    printf '%-*s%s' "$width" "$1" "$values"
+    [[ -z ${3:-} ]] || printf '  %12s' "$3"
+    printf '\n'
+}
+
+# Prints the rows of a model, with the speed that rerank.py measured. Call: rows NAME
+rows() {
+    local speed
     speed=$("$python" -c 'import json, sys; print("%.1f" % json.load(open(sys.argv[1]))["passages_per_second"])' \
         "$runs_dir/$1.scores.tsv.speed.json")
-    printf '%-24s%s  %12s\n' "$1" "$values" "$speed"
+    row "$1" "$runs_dir/$1.run" "$speed"
+    [[ -z $interpolation_weight ]] || row "$1 + first stage" "$runs_dir/$1.interpolated.run" "$speed"
 }
-printf '\n%-24s  %8s  %8s  %12s\n' run MRR MRR@10 passages/s
-values=$(measures "$qrels" "$candidates_run")
-printf '%-24s%s\n' candidates "$values"
-[[ -z $teacher_model ]] || row teacher
-[[ -z $student_model ]] || row "$student"
+width=24
+[[ -z $interpolation_weight ]] || width=38
+printf '\n%-*s  %7s  %8s  %8s  %12s\n' "$width" run queries MRR MRR@10 passages/s
+row candidates "$candidates_run"
+[[ -z $teacher_model ]] || rows teacher
+[[ -z $student_model ]] || rows "$student"

@@ -135,6 +135,8 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
         queries_file = of_split or queries_file
     if "queries" in own and queries_file is None:
         raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
+    if split is None and qrels_file is None and {"queries", "qrels"} <= own and (splits := _splits_there(folder)):
+        raise InputError(f"--split: {folder} has no qrels.txt or qrels.tsv{splits}, or name --queries and --qrels")
     # One file has the queries of all splits: those in the qrels of this split belong to it.
     only_in_qrels = "queries" in own and split is not None and of_split is None
     qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or only_in_qrels) else None

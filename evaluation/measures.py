@@ -1,4 +1,4 @@
-"""Measures of a run. Each has the usual name and trec_eval's: `NDCG@10` is `ndcg_cut.10`."""
+"""Measures of a run. Each has the usual name, ir_measures' name and trec_eval's: `nDCG@10` is `ndcg_cut.10`."""
 
 import math
 import re
@@ -11,11 +11,12 @@ from formats.trec import rank_documents
 Qrels = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]
 
-# Usual names and trec_eval's names, without and with a cut-off.
-_NAMES = {"MAP": "map", "NDCG": "ndcg", "BPREF": "bpref", "RPREC": "Rprec"}
+# Usual names (also those of ir_measures) and trec_eval's names, without and with a cut-off.
+_NAMES = {"MAP": "map", "AP": "map", "NDCG": "ndcg", "BPREF": "bpref", "RPREC": "Rprec"}
 _NAMES_WITH_CUTOFF = {
     "NDCG": "ndcg_cut",
     "MAP": "map_cut",
+    "AP": "map_cut",
     "P": "P",
     "R": "recall",
     "RECALL": "recall",
@@ -43,6 +44,12 @@ def first_relevant_rank(scores: Mapping[str, float], grades: Mapping[str, int]) 
 def reciprocal_rank(rank: int | None, cutoff: int | None = None) -> float:
     """Returns 1 / rank; 0 for None, and for a rank beyond the cut-off."""
     return 0.0 if rank is None or (cutoff is not None and rank > cutoff) else 1 / rank
+
+
+def retrieves_relevant(qrels: Qrels, run: Run) -> bool:
+    """Returns whether a document of the run has a relevance above 0 for its query."""
+    judged = ((scores, qrels.get(query_id, {})) for query_id, scores in run.items())
+    return any(grades.get(doc_id, 0) > 0 for scores, grades in judged for doc_id in scores)
 
 
 def judged_share(scores: Mapping[str, float], grades: Mapping[str, int], cutoff: int) -> float:
@@ -85,7 +92,8 @@ def measure_per_query(name: str, qrels: Qrels, run: Run) -> dict[str, float]:
     """Returns a measure of each query in both `qrels` and `run`, in the run's order, as trec_eval 9.0.8 computes it.
 
     `MRR` and `MRR@k` are the reciprocal rank of the first relevant document, 0 beyond the cut-off. `Judged@k` is
-    `judged_share`. For `gm_map` and `gm_bpref` the value is a logarithm, as in trec_eval.
+    `judged_share`. For `gm_map` and `gm_bpref` the value is a logarithm, as in trec_eval. A relevance below 0 means
+    "in the pool, but not judged", as in trec_eval (`form_res_rels.c`).
 
     Raises ValueError for an unknown name, and for a relevance above 10,000.
     """
@@ -96,10 +104,16 @@ def measure_per_query(name: str, qrels: Qrels, run: Run) -> dict[str, float]:
         return {query_id: reciprocal_rank(rank, int(cutoff) if cutoff else None) for query_id, rank in ranks.items()}
     if base == "Judged":
         return {query_id: judged_share(run[query_id], qrels[query_id], int(cutoff)) for query_id in judged}
-    highest = max((max(qrels[query_id].values(), default=0) for query_id in judged), default=0)
+    highest_of = {query_id: max(qrels[query_id].values()) for query_id in judged}
+    highest = max(highest_of.values(), default=0)
     if highest > _MAX_RELEVANCE:
         raise ValueError(f"a relevance of {highest} is above {_MAX_RELEVANCE}, the highest for trec_eval's measures")
-    found = pytrec_eval.RelevanceEvaluator(qrels, {base}).evaluate({query_id: run[query_id] for query_id in judged})
+    # trec_eval reserves memory for relevances 0 to the highest one, and crashes if all of a query are below 0. One more
+    # document of relevance 0 changes no measure of such a query, if no run retrieves it. The id of none is empty.
+    grades_of = {
+        query_id: qrels[query_id] if highest_of[query_id] >= 0 else {**qrels[query_id], "": 0} for query_id in judged
+    }
+    found = pytrec_eval.RelevanceEvaluator(grades_of, {base}).evaluate({query_id: run[query_id] for query_id in judged})
     return {query_id: next(iter(found[query_id].values())) for query_id in judged}
 
 
@@ -131,7 +145,7 @@ def canonical_name(name: str) -> str:
 
     Raises ValueError for an unknown name.
     """
-    if match := re.fullmatch(rf"MRR(@{_CUTOFF})?", name, re.IGNORECASE):
+    if match := re.fullmatch(rf"M?RR(@{_CUTOFF})?", name, re.IGNORECASE):
         return f"MRR{match[1] or ''}"
     if match := re.fullmatch(rf"Judged(@{_CUTOFF})", name, re.IGNORECASE):
         return f"Judged{match[1]}"
@@ -156,6 +170,6 @@ def trec_eval_name(name: str) -> str:
     others = sorted(pytrec_eval.supported_measures - _PARAMETER.keys() - _NOT_NUMBERS)
     raise ValueError(
         f"'{name}' is not a known measure. Known are MRR, MAP, NDCG; with a number for k, MRR@k, Judged@k, NDCG@k, "
-        f"MAP@k, P@k, Recall@k, R@k, Success@k, relative_P.k; iprec_at_recall.0.1, Rprec_mult.0.2 and the like; "
-        f"{', '.join(others)}"
+        f"MAP@k, P@k, Recall@k, R@k, Success@k, relative_P.k; AP and RR for MAP and MRR; iprec_at_recall.0.1, "
+        f"Rprec_mult.0.2 and the like; {', '.join(others)}"
     )

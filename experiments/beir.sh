@@ -110,8 +110,8 @@ for method in $methods; do
     rerank "$runs" "$models/student_$method"
 done
 
-printf '\n%-24s  %8s  %8s\n' run MRR MRR@10
+printf '\n%-24s  %7s  %8s  %8s\n' run queries MRR MRR@10
 for run in "$data/top100.test" "$runs/teacher.run" "$runs"/student_*.run; do
-    values=$(measures "$data/qrels.test.tsv" "$run")
+    values=$(measures "$data/qrels.test.tsv" "$run" "$data/top100.test")
     printf '%-24s%s\n' "$(basename "$run" .run)" "$values"
 done

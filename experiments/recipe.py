@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple
 
 from evaluation.measures import canonical_name, is_mean
@@ -60,7 +61,10 @@ class Job(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A checked recipe. `prepare` is a shell command. `orders` are lists of row names, best first, as in the paper."""
+    """A checked recipe. `prepare` is a shell command. `orders` are lists of row names, best first, as in the paper.
+
+    `interpolation_weight`, if not None, adds the runs that are interpolated with the candidates.
+    """
 
     name: str
     title: str
@@ -72,6 +76,7 @@ class Recipe(NamedTuple):
     timing_pairs: int
     timing_rounds: int
     notes: list[str]
+    interpolation_weight: float | None
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
@@ -121,8 +126,11 @@ def parse_recipe(data: Mapping[str, Any], path: str | Path, known: Collection[st
         timing_pairs=table.take("timing_pairs", int),
         timing_rounds=table.take("timing_rounds", int),
         notes=table.take("notes", list, []),
+        interpolation_weight=table.take("interpolation_weight", int | float, None),
     )
     table.refuse_unknown_keys()
+    if recipe.interpolation_weight is not None and not 0 <= recipe.interpolation_weight <= 1:
+        table.refuse("interpolation_weight", "needs to be from 0 to 1")
     if not _NAME.fullmatch(recipe.name):
         table.refuse("name", f"'{recipe.name}' is not a folder name; use letters, digits, - and _")
     for key in ("timing_pairs", "timing_rounds"):
@@ -162,14 +170,14 @@ class _Table:
     def refuse(self, key: str, reason: str) -> None:
         raise InputError(f"{self._path}: {self._prefix}{key}: {reason}")
 
-    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+    def take(self, key: str, kind: type | UnionType, default: Any = _REQUIRED) -> Any:
         if key not in self._left:
             if default is _REQUIRED:
                 self.refuse(key, "is missing")
             return default
         value = self._left.pop(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            names = {str: "text", int: "a whole number", list: "a list [...]", dict: "a table"}
+            names = {str: "text", int: "a whole number", int | float: "a number", list: "a list [...]", dict: "a table"}
             self.refuse(key, f"needs {names[kind]}, not {value!r}")
         return value
 

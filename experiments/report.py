@@ -54,7 +54,10 @@ def latex(results: Results) -> str:
 
 
 def main_table(results: Results) -> list[list[str]]:
-    """Returns a header, and one line for each row of the recipe: effectiveness, size, speed, training time."""
+    """Returns a header, and one line for each row of the recipe: effectiveness, size, speed, training time.
+
+    With an interpolation weight, a second line for each model has the measures of its interpolated runs.
+    """
     recipe = results.recipe
     header = ["row", "seeds", *(_title(results, column) for column in results.columns()), "parameters"]
     header += [f"GFLOPs per pair of {recipe.variables['max_seq_length']} tokens", "pairs/s", "speed-up", "training"]
@@ -72,6 +75,9 @@ def main_table(results: Results) -> list[list[str]]:
             cell = _mean_and_deviation(results.means(row, column)) + marks.get((column, row.name), "")
             cells.append(_with_paper(cell, "" if paper is None else f"{paper:g}"))
         lines.append(cells + _cost_cells(results, row))
+        if recipe.interpolation_weight is not None and row.kind != "candidates":
+            means = [_mean_and_deviation(results.means(row, column, "interpolated")) for column in results.columns()]
+            lines.append([f"{row.label} + first stage", "", *means, *[""] * 5])
     return [header, *lines]
 
 
@@ -163,6 +169,11 @@ def legend(results: Results) -> list[str]:
         lines.append(
             f"{', '.join(marks)}, with p < {SIGNIFICANT}: two-sided randomization test, paired by query, on each "
             "query's mean over the seeds, Holm-corrected over the rows."
+        )
+    if recipe.interpolation_weight is not None:
+        lines.append(
+            "+ first stage: the model's runs interpolated with the candidates, with weight "
+            f"{recipe.interpolation_weight:g} for the model; not tested."
         )
     if any(row.paper or row.paper_speed_up for row in recipe.rows):
         lines.append("In brackets: the paper's figure.")

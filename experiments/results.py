@@ -29,20 +29,20 @@ class Results(NamedTuple):
     def columns(self) -> list[Column]:
         return [(queries.name, measure) for queries in self.recipe.query_sets for measure in queries.measures]
 
-    def means(self, row: Row, column: Column) -> list[float]:
-        """Returns the mean over queries, for each seed that has data."""
-        return [measured["mean"] for measured in self._measured(row, column)]
+    def means(self, row: Row, column: Column, part: str = "test_sets") -> list[float]:
+        """Returns the mean over queries, for each seed that has data. `part`: test_sets, or interpolated."""
+        return [measured["mean"] for measured in self._measured(row, column, part)]
 
     def per_query(self, row: Row, column: Column) -> list[float]:
         """Returns the mean over seeds of each query, ordered by query id; an empty list without data."""
-        of_seeds = [measured["per_query"] for measured in self._measured(row, column)]
+        of_seeds = [measured["per_query"] for measured in self._measured(row, column, "test_sets")]
         if not of_seeds:
             return []
         return [statistics.fmean(of_seed[query_id] for of_seed in of_seeds) for query_id in sorted(of_seeds[0])]
 
-    def _measured(self, row: Row, column: Column) -> list[dict[str, Any]]:
+    def _measured(self, row: Row, column: Column, part: str) -> list[dict[str, Any]]:
         queries, measure = column
-        found = (data["test_sets"].get(queries, {}).get(measure) for data in self.of(row))
+        found = (data.get(part, {}).get(queries, {}).get(measure) for data in self.of(row))
         return [measured for measured in found if measured]
 
     def pairs_per_second(self, row: Row) -> float | None:

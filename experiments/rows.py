@@ -91,8 +91,16 @@ def is_done(recipe: Recipe, paths: Paths, job: Job) -> bool:
             )
     if not data.exists():
         return False
-    measured = read_json(data)["test_sets"]
-    return all(set(queries.measures) <= set(measured.get(queries.name, {})) for queries in recipe.query_sets)
+    found = read_json(data)
+    parts = [found["test_sets"]]
+    if is_interpolated(recipe, job):
+        parts.append(found["interpolated"] if found.get("interpolation_weight") == recipe.interpolation_weight else {})
+    return all(set(queries.measures) <= set(of.get(queries.name, {})) for of in parts for queries in recipe.query_sets)
+
+
+def is_interpolated(recipe: Recipe, job: Job) -> bool:
+    """Returns whether the job also has a run that is interpolated with the candidates."""
+    return recipe.interpolation_weight is not None and job.row.kind != "candidates"
 
 
 def check_test_sets(recipe: Recipe, paths: Paths, redo: list[str]) -> None:
@@ -149,7 +157,29 @@ def run_job(recipe: Recipe, paths: Paths, job: Job, machine: str) -> None:
         data |= costs_of(model, runs[recipe.query_sets[0].name], int(variables["max_seq_length"]))
         keep_logs(model, paths.results / "logs", job.name)
     data["test_sets"] = {queries.name: measure(queries, runs[queries.name]) for queries in recipe.query_sets}
+    if is_interpolated(recipe, job):
+        data["interpolation_weight"] = recipe.interpolation_weight
+        data["interpolated"] = {
+            queries.name: measure(queries, interpolated_run(recipe, queries, runs[queries.name], variables, what))
+            for queries in recipe.query_sets
+        }
     write_json(paths.data(job), data)
+
+
+def interpolated_run(recipe: Recipe, queries: QuerySet, run: Path, variables: dict[str, Variable], what: str) -> Path:
+    """Interpolates a run with the candidates, as reranker.sh does, from the scores beside it. Returns the new run."""
+    output = run.with_suffix(".interpolated.run")
+    flags = {
+        "scores_file": run.with_suffix(".scores.tsv"),
+        "output_results_file": output,
+        "aggregation": variables.get("aggregation", ""),
+        "run_name": output.stem,
+        "interpolate_with": queries.candidates,
+        "interpolation_weight": recipe.interpolation_weight,
+    }
+    command = ["convert_to_trec_results.py", "--overwrite", *(f"--{name}={value}" for name, value in flags.items())]
+    run_shell(["-c", 'exec "$python" "$@"', "bash", *command], {}, what)
+    return output
 
 
 def is_finished(student: Path) -> bool:

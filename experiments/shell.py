@@ -20,7 +20,7 @@ MACHINE_VARIABLES = {"device", "num_processes", "python"}
 # Variables that make_table.py sets for each row.
 ROW_VARIABLES = {
     *("seed", "overwrite", "features_file", "output_student_dir", "student_model", "runs_dir"),
-    *("test_pairs", "candidates_run", "qrels"),
+    *("test_pairs", "candidates_run", "qrels", "interpolation_weight"),
 }
 
 

@@ -366,6 +366,28 @@ def test_dev_data_that_cannot_be_measured_is_refused(inputs: Path, tmp_path: Pat
     refused(flag, tmp_path / "strangers", flag, "share no query")
     (tmp_path / "short").write_text("q0 0 D1 1\nq0 D2 1\n")
     refused(flag, tmp_path / "short", "line 2", "3 columns")
+    for text in ("q0 0 D4 0\nq9 0 D4 1\n", "q0 0 D4 -2\nq1 0 D2 -1\n", "q0 0 D9 1\nq1 0 doc 2\n"):
+        (tmp_path / "nothing").write_text(text)
+        refused(flag, tmp_path / "nothing", flag, "no document in", "is relevant in")
+    (tmp_path / "high").write_text("q0 0 D4 1\nq1 0 D2 10001\n")
+    high = arguments(inputs, tmp_path / "out", flag, tmp_path / "high", "--dev_measure", "NDCG@10")
+    assert_refused(run_main("distill.py", *high), flag, tmp_path / "high", "a relevance of 10001 is above 10000")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tinybert_checks_the_dev_judgments_before_its_first_step(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q0 0 D4 0\n")
+    flags = arguments(inputs, tmp_path / "out", "--dev_qrels", tmp_path / "qrels")
+    flags[flags.index("hard")] = "tinybert"
+    assert_refused(run_main("distill.py", *flags, "--teacher_model", inputs / "teacher"), "--dev_qrels", "no document")
+    assert sorted(os.listdir(tmp_path)) == ["qrels"]
+
+
+def test_dev_judgments_below_0_do_not_count(inputs: Path, tmp_path: Path) -> None:
+    """q1 has only such judgments, as in the qrels of the TREC Web tracks. Each measure has the name that was given."""
+    (tmp_path / "qrels").write_text("q0 0 D4 1\nq0 0 D1 -2\nq1 0 D2 -2\nq1 0 D3 -5\n")
+    lines = distil(inputs, tmp_path / "out", "--dev_qrels", tmp_path / "qrels", "--dev_measure", "nDCG@10")
+    assert all(line["measure"] == "nDCG@10" and 0 < line["value"] <= 0.5 for line in lines)
 
 
 def test_dev_queries_without_judgments_and_contradictions_are_noted(inputs: Path, tmp_path: Path) -> None:

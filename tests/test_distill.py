@@ -39,7 +39,7 @@ from modeling.model_files import load_ranker
 from tokenization.pair_encoding import encode_pairs
 from tokenization.vocabulary import vocabulary_sha256
 from tokenization.wordpiece import WordPiece
-from training.inputs import Models, epoch_order
+from training.inputs import Models, epoch_order, warn_of_label_ratio
 from training.optimizer import BertAdam
 from training.terms import LOSSES
 
@@ -567,14 +567,43 @@ def test_a_teacher_is_not_checked_with_too_few_examples(inputs: Path, tmp_path: 
     labels = np.zeros(300, int)
     labels[np.argsort(gaps)[:15]] = 1
     distil(inputs, tmp_path / "done", "--features_file", write_labelled_features(tmp_path / "few", labels))
-    assert (
-        "teacher not checked: 15 examples with label 1 are too few" in (tmp_path / "done" / "distill.log").read_text()
-    )
+    log = (tmp_path / "done" / "distill.log").read_text()
+    assert "WARNING teacher not checked: 15 examples with label 1 are too few (16 are needed)" in log
     labels[np.argsort(gaps)[15]] = 1
     refused(
         inputs, tmp_path, "--features_file", write_labelled_features(tmp_path / "enough", labels),
         says=("AUC 0.000 over 16 relevant and 128 not relevant examples",),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "flags"),
+    [
+        (1, 1, []), (2, 1, []), (40, 20, []), (41, 20, ["filter_positives.py", "--best", "--max_positive_passages"]),
+        (20, 80, []), (20, 200, []), (4, 200, []), (4, 201, ["filter_positives.py", "--keep_best", "--num_negatives"]),
+        (1, 1000, ["--num_random_negatives"]), (2903, 240, ["--threshold"]), (0, 9, ["--keep_best"]),
+        (9, 0, ["--best"]), (0, 0, []),
+    ],
+)  # fmt: skip
+def test_an_extreme_ratio_of_labels_gives_a_warning(
+    caplog: pytest.LogCaptureFixture, positives: int, negatives: int, flags: list[str]
+) -> None:
+    """Examples without a label do not count."""
+    warn_of_label_ratio(Path("x.features"), np.array([1] * positives + [0] * negatives + [-1] * 7, np.int8))
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == bool(flags)
+    for message in messages:
+        assert message.startswith(f"x.features has {positives} positives and {negatives} negatives: ")
+        assert all(flag in message for flag in (*flags, "data_preparation/make_train_pairs.py"))
+
+
+def test_the_ratio_of_labels_is_in_the_log_of_a_training(inputs: Path, tmp_path: Path) -> None:
+    features = write_labelled_features(tmp_path / "features", np.arange(300) % 20 > 0)
+    distil(inputs, tmp_path / "out", "--features_file", features, "--no_teacher_check")
+    log = (tmp_path / "out" / "distill.log").read_text()
+    assert f"WARNING {features} has 285 positives and 15 negatives" in log
+    distil(inputs, tmp_path / "balanced")
+    assert "negatives" not in (tmp_path / "balanced" / "distill.log").read_text()
 
 
 # apex.

@@ -173,6 +173,10 @@ def test_the_recipes_are_in_order(path: Path) -> None:
         ("seeds", [42, 42], "seeds: needs a list of different whole numbers, not [42, 42]"),
         ("title", None, "title: is missing"),
         ("timing_pairs", "many", "timing_pairs: needs a whole number, not 'many'"),
+        ("interpolation_weight", "half", "interpolation_weight: needs a number, not 'half'"),
+        ("interpolation_weight", True, "interpolation_weight: needs a number, not True"),
+        ("interpolation_weight", 1.5, "interpolation_weight: needs to be from 0 to 1"),
+        ("variables.interpolation_weight", 0.5, "variables.interpolation_weight: is not a variable"),
         ("timing_rounds", 0, "timing_rounds: needs to be 1 or more"),
         ("name", "../x", "name: '../x' is not a folder name"),
         ("orders", [["simplified", "bm25"]], "orders: needs to be a list of lists"),
@@ -280,6 +284,22 @@ def test_means_spreads_costs_and_speeds(tmp_path: Path) -> None:
     assert lines["Teacher"] == ["", "0.5500‡", "0.2750‡", "12.3 M", "2.5", "11.0", "", "200 s"]
     assert lines["BM25"] == ["", "0.1500†‡", "0.0750†‡", "", "", "", "", ""]
     assert lines["Simplified"][1] == "0.5500 ± 0.0000‡" and lines["TinyBERT"][1] == "0.4500 ± 0.0000†‡"
+
+
+def test_interpolated_runs_are_a_second_line_of_each_model(tmp_path: Path) -> None:
+    rows = in_order()
+    plain = main_table(results_of(tmp_path / "plain", rows))
+    for name, values in (("standard.42", (0.5, 0.6)), ("standard.43", (0.52, 0.62)), ("teacher", (0.7, 0.8))):
+        rows[name] = rows[name] | {"interpolated": row_data("student", values_of(*values))["test_sets"]}
+    results = results_of(tmp_path / "interpolated", rows, interpolation_weight=0.25)
+    table = main_table(results)
+    assert [line for line in table if not line[0].endswith(" + first stage")] == plain
+    assert [line[0] for line in table[2:6]] == ["Teacher", "Teacher + first stage", "Standard KD",
+                                                "Standard KD + first stage"]  # fmt: skip
+    assert table[3][1:] == ["", "0.7500", "0.3750", "", "", "", "", ""]
+    assert table[5][1:] == ["", "0.5600 ± 0.0141", "0.2800 ± 0.0071", "", "", "", "", ""]
+    assert table[7] == ["TinyBERT + first stage", *[""] * 8]  # not run yet
+    assert len(table) == 1 + 1 + 2 * 4 and "with weight 0.25 for the model" in markdown(results)
 
 
 def test_tests_are_on_means_over_seeds_and_corrected_over_rows(tmp_path: Path) -> None:
@@ -560,6 +580,14 @@ def test_rows_are_run_once(command: Command) -> None:
     assert command("--no_timing").status == 0
     assert command.calls() == ["prepare teacher 0.0001"]
     assert "| MRR@10 | MAP |" in (command.results / "table.md").read_text()
+    # another weight needs no training and no re-ranking (the stub of bash writes no interpolated run)
+    command.recipe.write_text(f"interpolation_weight = 0.5\n{command.recipe.read_text()}")
+    for run in list((command.project / "runs" / "tiny" / "test").glob("*.run")):
+        run.with_suffix(".interpolated.run").write_bytes(run.read_bytes())
+    assert command("--no_timing").status == 0
+    assert {call.split()[0] for call in command.calls()} == {"prepare", "-c"}
+    assert "| Standard KD + first stage |  | 0.3333 ± 0.0000 |" in (command.results / "table.md").read_text()
+    assert command("--no_timing").status == 0 and command.calls() == []
 
 
 def test_other_variables_are_refused_and_redone_on_demand(command: Command) -> None:
@@ -622,7 +650,8 @@ def test_the_whole_command_on_a_tiny_collection(project: Path, tmp_path: Path) -
     write_published(project / "models" / "tiny" / "general_student", STUDENT, student_weights())
     recipe = RECIPE.partition("[rows.simplified]")[0].replace("[42, 43]", "[42]").replace("orders", "# orders")
     variables = 'train_batch_size = 4\nteacher_check = false\nprecision = "fp32"\ntrain_loss_step = 2\n'
-    (tmp_path / "tiny.toml").write_text(recipe.replace("learning_rate", variables + "learning_rate"))
+    recipe = recipe.replace("learning_rate", variables + "learning_rate")
+    (tmp_path / "tiny.toml").write_text(f"interpolation_weight = 0\n{recipe}")
     done = subprocess.run(
         [sys.executable, project / "experiments" / "make_table.py", tmp_path / "tiny.toml", "--no_timing"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "device": "cpu"},
@@ -642,4 +671,7 @@ def test_the_whole_command_on_a_tiny_collection(project: Path, tmp_path: Path) -
     assert len(found["teacher"]["test_sets"]["test"]["MRR@10"]["per_query"]) == 6
     losses = (project / "results" / "tiny" / "logs" / "standard.42.train_loss.jsonl").read_text().splitlines()
     assert len(losses) == 3
+    for name in ("teacher", "standard.42"):  # with weight 0, the order of the candidates
+        assert found[name]["interpolation_weight"] == 0
+        assert found[name]["interpolated"]["test"] == found["bm25"]["test_sets"]["test"]
     assert "| Standard KD | 1 | " in (project / "results" / "tiny" / "table.md").read_text()

@@ -7,6 +7,8 @@ import pytest
 import pytrec_eval
 
 from evaluation.measures import (
+    Qrels,
+    Run,
     canonical_name,
     first_relevant_rank,
     judged_share,
@@ -14,6 +16,7 @@ from evaluation.measures import (
     measure_per_query,
     official_msmarco,
     reciprocal_rank,
+    retrieves_relevant,
     summarize,
     trec_eval_name,
 )
@@ -116,6 +119,14 @@ def test_official_msmarco_by_hand() -> None:
         (("P@5", "p@5", "P.5", "P_5"), "P.5"),
         (("MRR", "mrr"), "MRR"),
         (("MRR@10", "mrr@10"), "MRR@10"),
+        (("RR", "rr"), "MRR"),  # from here to Judged@3: the names of ir_measures
+        (("RR@10", "MRR@10"), "MRR@10"),
+        (("AP", "ap", "MAP"), "map"),
+        (("AP@5", "MAP@5"), "map_cut.5"),
+        (("nDCG", "NDCG"), "ndcg"),
+        (("nDCG@10", "NDCG@10"), "ndcg_cut.10"),
+        (("P@10",), "P.10"),
+        (("R@100", "Recall@100"), "recall.100"),
         (("Judged@3", "JUDGED@3"), "Judged@3"),
         (("Rprec", "RPrec"), "Rprec"),
         (("iprec_at_recall_0.10", "iprec_at_recall.0.10"), "iprec_at_recall.0.10"),
@@ -148,3 +159,82 @@ def test_a_relevance_that_would_fill_the_memory() -> None:
         measure_per_query("NDCG@10", {"a": {"D1": 999_999_999}}, RUN)
     assert measure_per_query("MRR", {"c": {"D1": 999_999_999}}, RUN) == {"c": 1.0}
     assert measure_per_query("NDCG", {"c": {"D1": 10_000}}, RUN) == {"c": 1.0}
+
+
+def reference_measures(scores: dict[str, float], grades: dict[str, int]) -> dict[str, float]:
+    """trec_eval's measures of one query, written out. A relevance below 0: in the pool, but not judged."""
+    ranking = sorted(sorted(scores, reverse=True), key=lambda doc: -scores[doc])
+    num_rel = sum(grade > 0 for grade in grades.values())
+    num_nonrel = sum(grade == 0 for grade in grades.values())
+    precisions, bpref, inf_ap, rel, nonrel, not_in_pool = [], 0.0, 0.0, 0, 0, 0
+    for rank, doc in enumerate(ranking, start=1):
+        if doc not in grades:
+            not_in_pool += 1
+        elif grades[doc] == 0:
+            nonrel += 1
+        elif grades[doc] > 0:
+            before = rank - 1
+            in_pool = (before - not_in_pool) / before if before else 0.0
+            inf_ap += (1 + before * in_pool * (rel + 1e-5) / (rel + nonrel + 2e-5)) / rank
+            bpref += 1 - min(nonrel, num_rel) / min(num_nonrel, num_rel) if nonrel else 1
+            rel += 1
+            precisions.append(rel / rank)
+
+    def dcg(gains: list[int]) -> float:
+        return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+    gains, ideal = [grades.get(doc, 0) for doc in ranking], sorted(grades.values(), reverse=True)
+    first = next((rank for rank, gain in enumerate(gains, start=1) if gain > 0), None)
+    return {
+        "map": sum(precisions) / max(num_rel, 1),
+        "recip_rank": 1 / first if first else 0.0,
+        "MRR@3": 1 / first if first and first <= 3 else 0.0,
+        "P.3": sum(gain > 0 for gain in gains[:3]) / 3,
+        "recall.3": sum(gain > 0 for gain in gains[:3]) / max(num_rel, 1),
+        "Rprec": sum(gain > 0 for gain in gains[:num_rel]) / max(num_rel, 1),
+        "ndcg": dcg(gains) / (dcg(ideal) or 1),
+        "ndcg_cut.3": dcg(gains[:3]) / (dcg(ideal[:3]) or 1),
+        "bpref": bpref / max(num_rel, 1),
+        "infAP": inf_ap / max(num_rel, 1),
+        "num_ret": len(ranking),
+        "num_rel": num_rel,
+        "num_rel_ret": rel,
+    }
+
+
+def test_negative_relevances_against_a_reference_implementation() -> None:
+    """2,000 random queries with relevances from -5 to 4; in every third one all are below 0."""
+    stream = random.Random(11)
+    ids = [f"D{i}" for i in range(12)]
+    qrels, run = {}, {}
+    for number in range(2000):
+        highest = -1 if number % 3 == 0 else 4
+        judged = stream.sample(ids, stream.randint(1, 9))
+        qrels[f"q{number}"] = {doc: stream.randint(-5, highest) for doc in judged}
+        run[f"q{number}"] = {doc: stream.randint(0, 5) / 4 for doc in stream.sample(ids, stream.randint(1, 9))}
+    expected = {query_id: reference_measures(run[query_id], qrels[query_id]) for query_id in run}
+    for name in expected["q0"]:
+        by_reference = {query_id: measures[name] for query_id, measures in expected.items()}
+        assert measure_per_query(name, qrels, run) == pytest.approx(by_reference, abs=1e-6), name
+        for query_id in list(run)[:40]:
+            alone = measure_per_query(name, {query_id: qrels[query_id]}, {query_id: run[query_id]})
+            assert alone == {query_id: pytest.approx(by_reference[query_id], abs=1e-6)}, name
+
+
+@pytest.mark.parametrize("relevance", [-1, -2, -999_999_999])
+def test_every_measure_of_a_query_with_negative_relevances_alone(relevance: int) -> None:
+    """They crashed the process. The values are those of a query without relevant documents."""
+    qrels: Qrels = {"a": {"D1": relevance, "D9": relevance}}
+    run: Run = {"a": {"D1": 0.5, "D2": 0.25}}
+    expected = {"num_q": 1, "num_ret": 2, "gm_map": math.log(1e-5), "gm_bpref": math.log(1e-5), "utility": -2}
+    any_query = pytrec_eval.RelevanceEvaluator({"q": {"D1": 1}}, pytrec_eval.supported_measures).evaluate(
+        {"q": {"D1": 1}}
+    )
+    for name in any_query["q"].keys() - {"runid", "relstring"}:
+        assert measure_per_query(name, qrels, run) == {"a": pytest.approx(expected.get(name, 0.0))}, name
+
+
+def test_whether_a_run_retrieves_a_relevant_document() -> None:
+    assert retrieves_relevant(QRELS, RUN)
+    assert not retrieves_relevant(QRELS, {name: RUN[name] for name in "bcd"})
+    assert not retrieves_relevant({"a": {"D1": -1, "D2": 0}}, RUN)

@@ -264,6 +264,57 @@ def test_runs_of_one_file_name_are_named_by_their_paths(files) -> None:
     assert [row[0] for row in rows] == [str(files / "one.run")] * 2 + [str(files / "other" / "one.run")] * 2
 
 
+def test_queries_of_another_run_by_hand(files) -> None:
+    """MRR of a, b, c: 1, 1/2, 1/2 in one.run; 1/2, 1 and a missing query in two.run. x is not judged."""
+    done = evaluate_files(files, "qrels.txt", "two.run", "--queries_of", "one.run")
+    assert done.stdout == "query_num: 3\nMRR: 0.5\nMRR@10: 0.5\n"
+    assert done.stderr == (
+        f"note: {files}/one.run: 1 queries have no judgments and do not count\n"
+        f"WARNING: {files}/two.run lacks 1 of the 3 judged queries of {files}/one.run; they count 0\n"
+    )
+    done = evaluate_files(
+        files, "qrels.txt", "one.run", "two.run", "--queries_of", "one.run", "--measures", "RR", "P@1"
+    )
+    assert done.stdout == (
+        "run      query_num      RR     P@1\none.run          3  0.6667  0.3333\ntwo.run          3  0.5000  0.3333\n"
+    )
+    done = evaluate_files(files, "qrels.txt", "one.run", "--queries_of", "two.run")  # a and b
+    assert (done.stdout, done.stderr) == ("query_num: 2\nMRR: 0.75\nMRR@10: 0.75\n", "")
+    (files / "3_%.run").write_text("x Q0 D1 1 7 x\n")
+    refused = evaluate_files(files, "qrels.txt", "one.run", "--queries_of", "3_%.run")
+    assert_refused(refused, "--queries_of", "share no query")
+
+
+def test_queries_of_another_run_are_those_of_the_comparison(files) -> None:
+    """one.run and two.run over a and b: MRR 1 and 1/2 against 1/2 and 1."""
+    flags = ["--queries_of", "two.run", "--baseline", "two.run", "--format", "json"]
+    one = json.loads(evaluate_files(files, "qrels.txt", "one.run", *flags).stdout)["runs"][1]
+    assert one["query_num"] == 2 and one["measures"] == {"MRR": 0.75, "MRR@10": 0.75}
+    tested = one["against_baseline"]["MRR"]
+    assert [tested[name] for name in ("compared_queries", "wins", "ties", "losses")] == [2, 1, 0, 1]
+
+
+def test_a_run_without_any_relevant_document_gives_a_warning(files) -> None:
+    for qrels in ("a 0 D1 0\nb 0 D1 -2\n", "a 0 D1 0\na 0 doc1 1\n", "a 0 D1 -5\nz 0 D1 1\n"):
+        (files / "qrels.txt").write_text(qrels)
+        for measure in ("MRR", "NDCG@10", "MAP"):
+            done = evaluate_files(files, "qrels.txt", "two.run", "--measures", measure)
+            assert done.status == 0 and done.stdout.endswith(f"{measure}: 0.0\n")
+            warning = f"WARNING: no document of {files}/two.run is relevant in {files}/qrels.txt"
+            assert sum(line.startswith(warning) for line in done.stderr.splitlines()) == 1
+    assert "WARNING" not in evaluate_text(files, "a 0 D1 1\n", FILES["two.run"]).stderr
+
+
+def test_measures_have_the_names_that_the_user_gave(files) -> None:
+    names = ["AP", "RR@10", "nDCG@10", "P@10", "R@100", "Judged@10"]
+    usual = ["MAP", "MRR@10", "NDCG@10", "P_10", "Recall@100", "judged@10"]
+    printed = [evaluate_files(files, "qrels.txt", "one.run", "--measures", *given).stdout for given in (names, usual)]
+    lines = [[line.split(": ") for line in text.splitlines()[1:]] for text in printed]
+    assert [name for name, _ in lines[0]] == names and [name for name, _ in lines[1]] == usual
+    assert [value for _, value in lines[0]] == [value for _, value in lines[1]]
+    assert_refused(evaluate_files(files, "qrels.txt", "one.run", "--measures", "AP", "map"), "map is given twice")
+
+
 # P@1 of a, b, c: 1, 0, 0 in one.run; 0, 1 in two.run, which lacks c; 0, 0, 0 in 3_%.run.
 BASELINE = ["--measures", "P@1", "--baseline", "3_%.run"]
 
@@ -425,6 +476,9 @@ def test_skip_malformed_with_several_runs(files) -> None:
         (["one.run", "--baseline", "two.run", "--measures", "num_ret"], ["--baseline: num_ret is not a mean"]),
         (["one.run", "--baseline", "two.run", "--measures", "MAP", "gm_map"], ["--baseline: gm_map is not a mean"]),
         (["one.run", "--baseline", "none.run"], ["none.run", "No such file"]),
+        (["one.run", "--queries_of", "two.run", "--measures", "num_ret"], ["--queries_of: num_ret is not a mean"]),
+        (["one.run", "--queries_of", "two.run", "--official_msmarco"], ["--queries_of: --official_msmarco"]),
+        (["one.run", "--queries_of", "none.run"], ["none.run", "No such file"]),
         (["one.run", "--overwrite"], ["--overwrite: replaces only a --per_query file"]),
         (["one.run", "--per_query", "one.run", "--overwrite"], ["--per_query", "is also an input"]),
         (["one.run", "--format", "csv"], ["--format", "csv"]),

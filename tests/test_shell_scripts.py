@@ -23,6 +23,7 @@ from tiny import (
 )
 
 from formats.features import Features, read_header
+from formats.trec import read_run
 
 QUERIES, DOCUMENTS = 3, 4
 METHODS = ("simplified", "standard", "tinybert", "intermediate", "prediction", "hard")
@@ -129,11 +130,55 @@ def test_distil_then_rerank(run: Run, tmp_path: Path, variables: dict[str, str])
         done = run("reranker.sh", features_file=f"{tmp_path}/test.features", teacher_model=teacher, **python)
         assert done.returncode == 0, done.stderr
         table = done.stdout.split("\n\n")[-1].splitlines()
-        assert table[0].split() == ["run", "MRR", "MRR@10", "passages/s"]
-        assert table[1].split() == ["candidates", "0.5000", "0.5000"]
+        assert table[0].split() == ["run", "queries", "MRR", "MRR@10", "passages/s"]
+        assert table[1].split() == ["candidates", "3", "0.5000", "0.5000"]
         for line, name in zip(table[2:], ["teacher", "student"] if teacher else ["student"], strict=True):
-            assert re.fullmatch(rf"{name} +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
+            assert re.fullmatch(rf"{name} +3 +0\.\d{{4}} +0\.\d{{4}} +[\d.]+", line.replace("1.0000", "0.9999"))
             assert len(line) == len(table[0])
+
+
+def test_all_rows_of_the_table_are_over_the_queries_of_the_candidates(
+    run: Run, tmp_path: Path, variables: dict
+) -> None:
+    """Only the pairs of query 0 are re-ranked. Query 9 has no judgments; query 8 has no candidates."""
+    write_published(tmp_path / "student", STUDENT, student_weights())
+    (tmp_path / "pairs.tsv").write_text("".join(Path(variables["test_pairs"]).read_text().splitlines(True)[:DOCUMENTS]))
+    (tmp_path / "top").write_text(Path(variables["candidates_run"]).read_text() + "9 Q0 D1 1 1 x\n")
+    (tmp_path / "qrels").write_text(Path(variables["qrels"]).read_text() + "8 0 D1 1\n")
+    own = {name: f"{tmp_path}/{file}" for name, file in
+           (("test_pairs", "pairs.tsv"), ("candidates_run", "top"), ("qrels", "qrels"))}  # fmt: skip
+    done = run("reranker.sh", **own)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.split("\n\n")[-1].splitlines()]
+    assert [row[:2] for row in rows] == [["run", "queries"], ["candidates", "3"], ["teacher", "3"], ["student", "3"]]
+    assert rows[1][2:] == ["0.5000", "0.5000"]
+    for row in rows[2:]:
+        scores = read_run(tmp_path / "runs" / f"{row[0]}.run")["0"]
+        expected = 1 / (1 + list(scores).index("D01")) / 3
+        assert row[2:4] == [f"{expected:.4f}"] * 2
+        lacks = f"WARNING: {tmp_path}/runs/{row[0]}.run lacks 2 of the 3 judged queries of {tmp_path}/top; they count 0"
+        assert lacks in done.stderr.splitlines()
+
+
+def test_interpolation_adds_a_row_for_each_model(run: Run, tmp_path: Path) -> None:
+    write_published(tmp_path / "student", STUDENT, student_weights())
+    plain = run("reranker.sh")
+    assert not list((tmp_path / "runs").glob("*interpolated*")) and "first stage" not in plain.stdout
+    done = run("reranker.sh", interpolation_weight="0.0")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("\n\n")[-1].splitlines()
+    lines = [re.split("  +", line) for line in table]
+    assert [line[0] for line in lines] == ["run", "candidates", "teacher", "teacher + first stage", "student",
+                                           "student + first stage"]  # fmt: skip
+    for line in (lines[3], lines[5]):  # with weight 0, the order of the candidates
+        assert line[1:4] == ["3", "0.5000", "0.5000"]
+    assert len({len(line) for line in (table[0], *table[2:])}) == 1
+    before = plain.stdout.split("\n\n")[-1].splitlines()
+    assert [line.split()[:4] for line in before] == [line[:4] for line in lines if "+" not in line[0]]
+    assert list(read_run(tmp_path / "runs" / "teacher.interpolated.run")["1"]) == ["D10", "D11", "D12", "D13"]
+    for weight in ("1.5", "half", "-0", "0,5"):
+        done = run("reranker.sh", interpolation_weight=weight)
+        assert done.returncode == 2 and not done.calls and f"interpolation_weight={weight} is not" in done.stderr
 
 
 def test_the_speed_is_that_of_the_json_file(run: Run, tmp_path: Path) -> None:
@@ -496,7 +541,7 @@ NOT_FLAGS = {  # flags of other names
     "reranker.sh": {"student_model": "model_dir"},
 }
 CHECKED = {"overwrite", "do_lower_case", "teacher_dropout", "teacher_check", "ignore_padding", "deterministic",
-           "set_name", "distill_model_type", "num_processes"}  # fmt: skip
+           "set_name", "distill_model_type", "num_processes", "interpolation_weight"}  # fmt: skip
 HOSTILE = [
     "a b 'c' \"d\" *?[x] \\n %s ~ {e,f} ; touch hacked & | > hacked",
     "$(touch hacked) `touch hacked` ${PATH} $((2*3)) !!",
@@ -551,7 +596,7 @@ def test_values_reach_python_unchanged_or_are_refused(project: Path, tmp_path: P
         assert next_command(done) == ("reranker.sh", expected)
     else:
         assert f"--output_scores_file={value}/{value}.scores.tsv" in given and f"--run_name={value}" in given
-        assert ["msmarco_mrr_eval.py", "--", value, value] in done.calls
+        assert ["msmarco_mrr_eval.py", f"--queries_of={value}", "--", value, value] in done.calls
     pairs = "train_pairs" if script == "distill.sh" else "test_pairs"
     assert f"--raw_data_file={value}" in {argument for call in run(**plain | {pairs: value, "features_file": ""}).calls
                                           for argument in call}  # fmt: skip

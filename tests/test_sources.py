@@ -288,6 +288,24 @@ def test_refusals_name_the_flag(tmp_path):
         opened("--collection", folder, "--split=test")  # there are qrels, but no queries
 
 
+@pytest.mark.parametrize(("names", "shown"), [(("train", "test"), "test, train"), (("test",), "test")])
+def test_a_beir_folder_without_split_names_its_splits(tmp_path, names, shown):
+    """As BEIR's folders are: one file of queries, and relevance judgments of each split. A split is never guessed."""
+    folder = tmp_path / "scifact"
+    write(folder / "corpus.jsonl", corpus_lines(ascii_only=True))
+    write(folder / "queries.jsonl", [json.dumps({"_id": query_id, "text": text}) for query_id, text in QUERIES.items()])
+    for name in names:
+        write(folder / "qrels" / f"{name}.tsv", beir_qrels("\t"))
+    out = ("--output_run_file", tmp_path / "run"), ("--output_pairs_file", tmp_path / "pairs")
+    for script, flags in (("make_candidates", out[0]), ("make_train_pairs", (*out[1], "--candidates", tmp_path))):
+        done = run_main(f"data_preparation/{script}.py", "--collection", folder, *flags)
+        assert_refused(done, f"--split: {folder} has no qrels.txt or qrels.tsv; pass --split with one of: {shown}, or")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scifact"]
+    # named queries, and scripts that read no relevance judgments, need no split
+    assert opened("--collection", folder, "--queries", folder / "queries.jsonl").queries == QUERIES
+    assert opened("--collection", folder, "--qrels", folder / "qrels" / "test.tsv").qrels == QRELS
+
+
 def test_input_files(tmp_path):
     folder = tmp_path / "beir"
     names = ["corpus.jsonl.gz", "qrels/dev.tsv", "queries.dev.tsv"]

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.aggregation import max_p
-from evaluation.measures import Qrels, mean_measure
+from evaluation.measures import Qrels, mean_measure, retrieves_relevant
 from formats.features import FeaturesHeader, check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, split_passage_id
@@ -34,8 +34,8 @@ class DevPairs(NamedTuple):
 def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: FeaturesHeader) -> DevPairs:
     """Reads `--dev_features_file` and `--dev_qrels` once, to find errors before the training.
 
-    Raises InputError for an error in either file, for features that do not match the training features `train`, and
-    for judgments of other queries.
+    Raises InputError for an error in either file, for features that do not match the training features `train`, for
+    judgments of other queries, and for judgments with which every student has the same measure or none.
     """
     header, count = check_pairs(features_file, "--dev_features_file")
     for name in ("max_seq_length", "do_lower_case", "vocab_size", "vocab_sha256"):
@@ -43,26 +43,35 @@ def read_dev_pairs(features_file: Path, qrels_file: Path, measure: str, train: F
         if ours != theirs:
             made = f"{name} {ours} where --features_file has {theirs}" if name[0] != "v" else "another vocabulary"
             raise InputError(f"--dev_features_file: {features_file} was made with {made}; tokenize again")
-    query_ids = {}
+    unranked: dict[str, dict[str, float]] = {}  # a run in which all documents have the same score
     for number, block in enumerate(read_blocks(features_file)):
         for i, example_id in enumerate(block.example_ids):
             query_id, passage_id = split_example_id(example_id)
-            query_ids[query_id] = None
             try:
-                split_passage_id(passage_id)
+                doc_id, _ = split_passage_id(passage_id)
             except ValueError as error:
                 raise InputError(f"{features_file} block {number} example {i}: {error}") from None
+            unranked.setdefault(query_id, {})[doc_id] = 0.0
     notes: list[str] = []
     qrels = read_qrels(qrels_file, notes.append)
     if len(notes) > 1:
         notes = [f"{len(notes)} contradictory judgments, the higher relevance is used: {notes[0]}"]
-    unjudged = sum(query_id not in qrels for query_id in query_ids)
-    if unjudged == len(query_ids):
+    unjudged = sum(query_id not in qrels for query_id in unranked)
+    if unjudged == len(unranked):
         raise InputError(
             f"--dev_qrels: {qrels_file} and {features_file} share no query; use files of the same collection"
         )
+    if not retrieves_relevant(qrels, unranked):
+        raise InputError(
+            f"--dev_qrels: no document in {features_file} is relevant in {qrels_file} (relevance above 0), so all "
+            f"students have the same {measure}; use judgments with relevant documents among the dev pairs"
+        )
+    try:
+        mean_measure(measure, qrels, unranked)  # finds now what would stop the first evaluation
+    except ValueError as error:
+        raise InputError(f"--dev_qrels: {qrels_file}: {error}") from None
     if unjudged:
-        notes.append(f"{features_file}: {unjudged} of {len(query_ids)} queries have no judgments in {qrels_file}")
+        notes.append(f"{features_file}: {unjudged} of {len(unranked)} queries have no judgments in {qrels_file}")
     return DevPairs(features_file, count, qrels, measure, notes)
 
 

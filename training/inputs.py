@@ -1,5 +1,6 @@
 """The inputs of a training run: features, models and batches. Checks that they match."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +18,15 @@ from modeling.model_files import check_reads_features, load_ranker
 from runtime.distributed import rank, world_size
 from runtime.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 # With 128 examples of each label, the AUC of a random head is 0.5 +- 0.1 in 99 of 100 cases.
 CHECKED_EXAMPLES = 128
 MIN_CHECKED_EXAMPLES = 16
 MIN_AUC = 0.6
+# Training pairs usually have 1 to 10 negatives for each positive. A ratio beyond these is most likely a mistake.
+MAX_POSITIVES_PER_NEGATIVE = 2
+MAX_NEGATIVES_PER_POSITIVE = 50
 
 
 class Models(NamedTuple):
@@ -49,7 +55,7 @@ class Models(NamedTuple):
 def load_features(
     path: Path, max_seq_length: int | None, do_lower_case: bool | None, needs_labels: bool, batch_size: int
 ) -> Features:
-    """Opens the training examples. Raises InputError if they are not what the flags say."""
+    """Opens the training examples. Raises InputError if they are not what the flags say. Warns of an extreme ratio."""
     features = Features(path)
     for name, given in (("max_seq_length", max_seq_length), ("do_lower_case", do_lower_case)):
         made = getattr(features.header, name)
@@ -59,7 +65,28 @@ def load_features(
         raise InputError(f"--features_file: {path} has no labels; tokenize with --set_name train")
     if len(features) < batch_size:
         raise InputError(f"--train_batch_size: {batch_size} is more than the {len(features)} examples of {path}")
+    warn_of_label_ratio(path, features.labels)
     return features
+
+
+def warn_of_label_ratio(path: Path, labels: np.ndarray) -> None:
+    """Logs a warning if far too many of the labels `(examples,)` are 1, or 0. Examples without labels do not count."""
+    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+    if positives > MAX_POSITIVES_PER_NEGATIVE * negatives:
+        advice = (
+            "most passages of a relevant document do not answer its query; keep the best ones with "
+            "data_preparation/filter_positives.py (--threshold, --best), or change --max_positive_passages or "
+            "--num_negatives of data_preparation/make_train_pairs.py"
+        )
+    elif negatives > MAX_NEGATIVES_PER_POSITIVE * positives:
+        advice = (
+            "so few positives teach hardly anything about relevant passages; lower --num_negatives or "
+            "--num_random_negatives of data_preparation/make_train_pairs.py, or keep more positives with "
+            "data_preparation/filter_positives.py (--threshold, --best, --keep_best)"
+        )
+    else:
+        return
+    logger.warning("%s has %d positives and %d negatives: %s", path, positives, negatives, advice)
 
 
 def load_models(
@@ -174,14 +201,20 @@ def check_teacher(
     """Checks that the teacher ranks relevant examples above not relevant ones, on some examples of each label.
 
     The measure is AUC: how often a relevant example has the higher score; equal scores count half. Returns a line for
-    the log. Raises InputError below `MIN_AUC`, as for a random head or for flipped labels. `name`: for the message.
+    the log, or logs a warning and returns "" if there are fewer than `MIN_CHECKED_EXAMPLES` of a label. Raises
+    InputError below `MIN_AUC`, as for a random head or for flipped labels. `name`: for the message.
     """
     order = epoch_order(seed, 0, len(features))
     scores = {}
     for label in (0, 1):
         chosen = order[features.labels[order] == label][:CHECKED_EXAMPLES]
         if len(chosen) < MIN_CHECKED_EXAMPLES:
-            return f"teacher not checked: {len(chosen)} examples with label {label} are too few"
+            logger.warning(
+                "teacher not checked: %d examples with label %d are too few (%d are needed), so a random teacher or "
+                "flipped labels are not noticed; measure it first: rerank.py with %s, then msmarco_mrr_eval.py",
+                *(len(chosen), label, MIN_CHECKED_EXAMPLES, name),
+            )
+            return ""
         parts = np.array_split(chosen, len(chosen) // MIN_CHECKED_EXAMPLES)
         scores[label] = np.concatenate([_margins(teacher, features, part, device, autocast) for part in parts])
     wins = scores[1][:, None] - scores[0][None, :]  # (relevant, not relevant)
