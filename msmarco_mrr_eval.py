@@ -141,6 +141,8 @@ def read_queries_of(path: str, qrels: Qrels, on_malformed: OnMalformed | None) -
         raise InputError(f"--queries_of: {path} and the judgments share no query; are they of the same collection?")
     if len(queries) < len(run):
         print(f"note: {path}: {len(run) - len(queries)} queries have no judgments and do not count", file=sys.stderr)
+    if missing := len(qrels) - len(queries):
+        print(f"note: {missing} judged queries are not in {path} and do not count", file=sys.stderr)
     return queries
 
 

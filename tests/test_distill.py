@@ -229,7 +229,8 @@ def test_checkpoints_are_model_directories(inputs: Path, tmp_path: Path) -> None
 
 
 def test_the_output_directory_holds_the_student_its_losses_and_the_log(inputs: Path, tmp_path: Path) -> None:
-    done = run_main("distill.py", *arguments(inputs, tmp_path / "deep" / "out"))
+    few = "--no_teacher_check"  # the examples are too few for it
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "deep" / "out", few))
     assert done.status == 0
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
     assert set(os.listdir(tmp_path / "deep" / "out")) == names | {

@@ -57,7 +57,8 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     assert load_ranker(models / "general_student", initialise_missing_with_seed=1)[0].config.num_hidden_layers == 3
     table = done.stdout.split("\n\n")[-1].splitlines()
     assert [line.split()[0] for line in table] == ["run", "top100.test", "teacher", "student_hard", "student_tinybert"]
-    assert all(re.fullmatch(r"\S+ +[01]\.\d{4} +[01]\.\d{4}", line) for line in table[1:])
+    assert all(re.fullmatch(r"\S+ +1 +[01]\.\d{4} +[01]\.\d{4}", line) for line in table[1:])
+    assert "note: 1 judged queries are not in data/tiny/top100.test and do not count" in done.stderr
     for name in ("teacher", "student_hard", "student_tinybert"):
         assert read_run(project / "runs" / "tiny" / f"{name}.run").keys() <= test.keys()
 
