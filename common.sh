@@ -41,17 +41,21 @@ if [[ ${num_processes:-1} != 1 ]]; then
 fi
 
 # Sets `features` to the features file of a set (train, dev, test, general); tokenizes if needed. A file that is named
-# is made only if it is missing. Otherwise the file is beside the pairs, and it is made again if the pairs are newer.
-# Call: tokenize SET_NAME PAIRS MODEL [FEATURES_FILE]
+# is made only if it is missing; there is a warning if it was made from other pairs, and the pairs may be missing.
+# Otherwise the file is beside the pairs, and it is made again unless it was made from these very pairs with these
+# settings. Call: tokenize SET_NAME PAIRS MODEL [FEATURES_FILE]
 tokenize() {
-    local stem=${2%.gz} kind=
+    local stem=${2%.gz} kind= unless=--if_stale
     [[ $do_lower_case == yes ]] || kind=.cased
-    [[ $1 != general ]] || kind=$kind.general
-    features=${4:-${stem%.t[sx][vt]}.$max_seq_length$kind.features}
-    [[ -n ${4:-} && -e $features || -e $2 && $features -nt $2 ]] && return
+    if [[ $1 == general ]]; then stem=${stem%.txt} kind=$kind.general; else stem=${stem%.tsv}; fi
+    features=${4:-$stem.$max_seq_length$kind.features}
+    if [[ -n ${4:-} ]]; then
+        unless=--if_missing
+        [[ ! -e $features || -r $2 ]] || return 0
+    fi
     [[ -r $2 ]] || fail "${1/general/train}_pairs=$2 does not exist; make it first"
     "$python" tokenize_to_features.py --set_name="$1" --raw_data_file="$2" --output_features_file="$features" \
-        --bert_model_dir="$3" --max_seq_length="$max_seq_length" --do_lower_case="$do_lower_case" --overwrite
+        --bert_model_dir="$3" --max_seq_length="$max_seq_length" --do_lower_case="$do_lower_case" --overwrite "$unless"
 }
 
 # Prints number of queries, MRR and MRR@10 of a run, over the judged queries of the candidates. A query that the run
@@ -76,9 +80,11 @@ prepare() {
 # Makes train_pairs.tsv: the pairs without the positives that the teacher scores low. The report is written last.
 # Call: filter_pairs PAIRS POSITIVES FLAGS_OF_RERANK...
 filter_pairs() {
-    tokenize test "$2" "$models/teacher" "$data/positives.$max_seq_length.features"
-    make "$data/positives.scores.tsv" "$python" rerank.py --model_dir="$models/teacher" --features_file="$features" \
-        --output_scores_file="$data/positives.scores.tsv" --device="$device" "${@:3}"
+    if [[ ! -e $data/positives.scores.tsv ]]; then
+        tokenize test "$2" "$models/teacher"
+        "$python" rerank.py --model_dir="$models/teacher" --features_file="$features" \
+            --output_scores_file="$data/positives.scores.tsv" --device="$device" "${@:3}"
+    fi
     make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file="$1" \
         --scores_file="$data/positives.scores.tsv" --threshold="$threshold" --best="$best_positives" \
         --output_pairs_file="$data/train_pairs.tsv" --overwrite

@@ -285,15 +285,14 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
     with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
         logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
         logger.info("device: %s", devices_name(device))
+        logger.info("features: %s, %s", args.features_file, features.header.origin())
         for record in records:
             logger.handle(record)
         if checked:
             logger.info("%s", checked)
         if args.resume:
             logger.info("resuming from %s", "the beginning" if start is None else start)
-        run.open(
-            models, features.header.do_lower_case, learns_labels(args), args.keep_checkpoints, args.tensorboard_dir
-        )
+        run.open(models, features.header, learns_labels(args), args.keep_checkpoints, args.tensorboard_dir)
         begin = time.monotonic()
         with out_of_memory_explained():
             progress = train(args, features, models, dev, precision, device, run)
@@ -320,7 +319,7 @@ def settings_of(args: argparse.Namespace, features: Features, models: Models) ->
         "features_file": features.sha256(),
         "teacher_model": models.teacher and fingerprint(models.teacher),
         "general_student_model": fingerprint(models.student, models.fit_dense),
-        "dev_features_file": args.dev_features_file and file_sha256(args.dev_features_file),
+        "dev_features_file": args.dev_features_file and Features(args.dev_features_file).sha256(),
         "dev_qrels": args.dev_qrels and file_sha256(args.dev_qrels),
     }
 

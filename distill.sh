@@ -29,8 +29,8 @@ train_pairs=${train_pairs:-}                # default: data/COLLECTION/train_pai
 teacher_model=${teacher_model:-models/$collection/teacher}
 general_student_model=${general_student_model:-models/$collection/general_student}
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type}
-features_file=${features_file:-}            # default: beside the pairs, made again if the pairs are newer. A file
-                                            # named here is made only if it is missing
+features_file=${features_file:-}            # default: beside the pairs, made again if the pairs or settings
+                                            # changed. A file named here is made only if it is missing
 overwrite=${overwrite:-no}                  # yes: replace the run in output_student_dir; no: resume it if unfinished
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 

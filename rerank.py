@@ -76,7 +76,7 @@ from formats.features import check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
 from modeling.frozen import FrozenRanker
-from modeling.model_files import check_reads_features, load_ranker
+from modeling.model_files import check_reads_features, load_ranker, trained_length
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import choose_device, choose_precision, is_out_of_memory, keep_freed_memory
 from runtime.distributed import (
@@ -88,7 +88,7 @@ from runtime.distributed import (
     rank_zero_only,
 )
 from runtime.hub import model_directory
-from runtime.script import buffered_log, report, run_script
+from runtime.script import buffered_log, log_line, report, run_script
 
 logger = logging.getLogger("rerank")
 
@@ -105,8 +105,16 @@ def main(args: argparse.Namespace) -> None:
         args.model_dir = model_directory(args.model_dir)
         ranker, _ = load_ranker(args.model_dir, args.pooled_activation)
         check_reads_features(args.model_dir, ranker, args.features_file, header)
+        length = trained_length(args.model_dir)
+        if length not in (None, header.max_seq_length):
+            logger.warning(
+                "%s has max_seq_length %d, but the model %s was trained at %d and may rank differently; tokenize with "
+                "--max_seq_length %d",
+                *(args.features_file, header.max_seq_length, args.model_dir, length, length),
+            )
         model = FrozenRanker(ranker.to(device), precision)
         del ranker
+    logging.basicConfig(format="%(levelname)s %(message)s")
     for record in records:
         logger.handle(record)
     keep_freed_memory()
@@ -142,6 +150,8 @@ def main(args: argparse.Namespace) -> None:
     lines = process_reports(scored, "passages", seconds, device)
     if rank() > 0:
         return
+    for record in records:
+        log_line(f"{record.levelname} {record.getMessage()}", args.output_scores_file)
     for line in lines:
         report(line, args.output_scores_file)
     speed = {"passages": count, "seconds": round(seconds, 3), "passages_per_second": round(count / seconds, 1)}
@@ -150,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
         file.write(json.dumps(speed) + "\n")
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "
-        f"{args.model_dir} in {precision} on {devices_name(device)}",
+        f"features {header.origin()}, {args.model_dir} in {precision} on {devices_name(device)}",
         args.output_scores_file,
     )
 

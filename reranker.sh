@@ -11,8 +11,8 @@ candidates_run=${candidates_run:-data/$collection/top100.test}    # the run to c
 qrels=${qrels:-data/$collection/qrels.test.tsv}
 teacher_model=${teacher_model-models/$collection/teacher}         # empty: leave out the teacher, which is slow
 student_model=${student_model-models/$collection/student_simplified} # empty: the teacher only
-features_file=${features_file:-}            # default: beside the pairs, made again if the pairs are newer. A file
-                                            # named here is made only if it is missing
+features_file=${features_file:-}            # default: beside the pairs, made again if the pairs or settings
+                                            # changed. A file named here is made only if it is missing
 runs_dir=${runs_dir:-runs/$collection}      # directory of scores and runs; those of the last time are replaced
 
 # --- re-ranking

@@ -2,14 +2,17 @@
 
 import argparse
 import itertools
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
+from formats.checksums import file_sha256
+from formats.features import SET_NAMES, Example, FeaturesHeader, read_header, write_features
 from formats.lines import OnMalformed, RejectedLines
 from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
@@ -42,7 +45,9 @@ Out: pickled features for distill.py and rerank.py, and a line about them in OUT
      dropped. B begins with a document. If no document begins inside the example, B begins with a line; if no line
      begins there, B begins at any token.
 A malformed line is an error that names it. With --skip_malformed such a line is skipped, and listed with the reason in
-OUTPUT_FEATURES_FILE.rejected.tsv.""",
+OUTPUT_FEATURES_FILE.rejected.tsv.
+The features record the name and the SHA-256 of --raw_data_file. For this the file is read once more, at about 1 GB in a
+second.""",
     )
     parser.add_argument(
         "--set_name",
@@ -80,20 +85,83 @@ OUTPUT_FEATURES_FILE.rejected.tsv.""",
         help="skip malformed pairs, and list them; not for general, where it would join the lines before and after",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--if_stale",
+        action="store_true",
+        help="do nothing if the features file was made from this input with these settings. Time stamps do not count; "
+        "the SHA-256 of the input does. Replacing another file needs --overwrite",
+    )
+    only.add_argument(
+        "--if_missing",
+        action="store_true",
+        help="do nothing if the features file exists; warn if it was made from another input",
+    )
     args = parser.parse_args()
     if not 5 <= args.max_seq_length <= 1 << 20:
         raise InputError("--max_seq_length: needs to be from 5 (3 control tokens, 2 words) to 1048576")
     if args.seed is not None and args.set_name != "general":
         raise InputError(f"--seed: has no effect with --set_name {args.set_name}; leave it out")
+    if args.seed is not None and args.if_stale:
+        raise InputError("--seed: features do not record it, so --if_stale cannot compare it; leave out one of them")
     if args.seed is None:
         args.seed = DEFAULT_SEED
     if args.seed < 0:
         raise InputError("--seed: needs to be 0 or more")
     if args.skip_malformed and args.set_name == "general":
         raise InputError("--skip_malformed: is for pairs; leave it out with --set_name general, and correct the text")
+    return args
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises InputError if an output exists already, without --overwrite, or cannot be written there."""
     for output in (args.output_features_file, RejectedLines(args.output_features_file).path):
         refuse_existing(output, "--output_features_file", args.overwrite, [args.raw_data_file])
-    return args
+
+
+def name_and_sha256(path: Path) -> tuple[str, str] | tuple[None, None]:
+    """Returns the base name and the SHA-256 of an input; twice None for a pipe or stdin, which are read only once."""
+    if not path.is_file() or path.parent in (Path("/dev"), Path("/dev/fd")):
+        return None, None
+    return os.fsencode(path.name).decode("utf-8", "replace"), file_sha256(path)
+
+
+def why_stale(features_file: Path, wanted: FeaturesHeader) -> str | None:
+    """Returns why existing features are not those that `wanted` describes. None: they are."""
+    try:
+        found = read_header(features_file)
+    except InputError as error:
+        return str(error)
+    if found.raw_data_sha256 is None:
+        return "it is of unknown origin"
+    for name in ("max_seq_length", "do_lower_case", "set_name"):
+        if getattr(found, name) != getattr(wanted, name):
+            return f"it has {name} {getattr(found, name)}, not {getattr(wanted, name)}"
+    if (found.vocab_size, found.vocab_sha256) != (wanted.vocab_size, wanted.vocab_sha256):
+        return "it was made with another vocabulary"
+    if found.raw_data_sha256 != wanted.raw_data_sha256:
+        return f"it was {found.origin()}"
+    return None
+
+
+def warn_of_another_input(features_file: Path, raw_data_file: Path) -> None:
+    """Prints a warning if features are known to be made from another input."""
+    header = read_header(features_file)
+    name, sha256 = name_and_sha256(raw_data_file)
+    if None not in (sha256, header.raw_data_sha256) and sha256 != header.raw_data_sha256:
+        print(
+            f"{os.path.basename(sys.argv[0])}: warning: {features_file} was {header.origin()}, not from "
+            f"{name!r:.100} (SHA-256 {sha256}); it is used all the same",
+            file=sys.stderr,
+        )
+
+
+def while_unchanged(path: Path, before: os.stat_result, examples: Iterable[Example]) -> Iterator[Example]:
+    """Yields the examples. At the end, raises InputError if the file that they are read from changed since `before`."""
+    yield from examples
+    after = os.stat(path)
+    if any(getattr(before, name) != getattr(after, name) for name in ("st_ino", "st_size", "st_mtime_ns")):
+        raise InputError(f"{path} was changed while it was read; run the script again")
 
 
 def pair_examples(
@@ -132,12 +200,30 @@ def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter)
 
 def main() -> None:
     args = parse_args()
+    exists = args.output_features_file.exists()
+    if exists and args.if_missing:
+        warn_of_another_input(args.output_features_file, args.raw_data_file)
+        return
+    if not (exists and args.if_stale):
+        check_outputs(args)
     start = time.monotonic()
     tokens = load_vocabulary(model_directory(args.bert_model_dir, weights=False))
     tokenizer = WordPiece(tokens, args.do_lower_case)
+    state = os.stat(args.raw_data_file)
     header = FeaturesHeader(
-        args.max_seq_length, len(tokens), args.do_lower_case, args.set_name, vocabulary_sha256(tokens)
+        args.max_seq_length,
+        len(tokens),
+        args.do_lower_case,
+        args.set_name,
+        vocabulary_sha256(tokens),
+        *name_and_sha256(args.raw_data_file),
     )
+    if exists and args.if_stale:
+        reason = why_stale(args.output_features_file, header)
+        if reason is None:
+            return
+        check_outputs(args)
+        report(f"{args.output_features_file} is made again: {reason}", args.output_features_file)
     seen = Counter()
     general = args.set_name == "general"
     with RejectedLines(args.output_features_file) as rejected:
@@ -145,6 +231,8 @@ def main() -> None:
             examples = text_examples(args, tokenizer, seen)
         else:
             examples = pair_examples(args, tokenizer, rejected if args.skip_malformed else None)
+        if header.raw_data_sha256 is not None:
+            examples = while_unchanged(args.raw_data_file, state, examples)
         count = write_features(args.output_features_file, header, examples)
     seconds = time.monotonic() - start
     read, rate = "", f"{count / seconds:.0f} pairs/s"

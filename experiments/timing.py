@@ -82,10 +82,7 @@ def write_sample(pairs: Path, sample: Path, count: int) -> int:
     total = sum(1 for _ in read_lines(pairs))
     chosen = {i * total // count + 1 for i in range(count)} if count < total else range(1, total + 1)
     lines = [f"{line}\n" for number, line in read_lines(pairs) if number in chosen]
-    text = "".join(lines)
-    # An equal file keeps its time stamp, so that reranker.sh does not tokenize it again.
-    if not sample.exists() or sample.read_text("utf-8") != text:
-        sample.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(sample) as file:
-            file.write(text)
+    sample.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(sample) as file:
+        file.writelines(lines)
     return len(lines)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 FORMAT = "simplified-tinybert-features"
-VERSION = 1
+VERSION = 2
 SET_NAMES = ("train", "dev", "test", "general")
 
 # The limits of a block: 512 tokens and an id of 63 bytes for each example. A reader holds two blocks at most.
@@ -24,6 +24,16 @@ class FeaturesHeader(NamedTuple):
     do_lower_case: bool
     set_name: str
     vocab_sha256: str
+    # What the examples were made from: the base name, and the SHA-256 of the bytes on disk. None for a pipe, and in a
+    # file of version 1.
+    raw_data_name: str | None = None
+    raw_data_sha256: str | None = None
+
+    def origin(self) -> str:
+        """What the examples were made from, in words for a log."""
+        if self.raw_data_sha256 is None:
+            return "of unknown origin"
+        return f"made from {self.raw_data_name!r:.100} (SHA-256 {self.raw_data_sha256})"
 
     def dtypes(self) -> dict[str, str]:
         """The dtype of each array of a block. A token id and a length have the smallest dtype that holds them."""

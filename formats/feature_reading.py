@@ -1,6 +1,7 @@
 """Reads the header and the blocks of a features file, and checks all that they hold."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,8 @@ from runtime.errors import InputError, naming_errors
 # A block takes about 100 microseconds even if it is small, so that many small blocks would keep a reader busy.
 _MAX_SMALL_BLOCKS = 5_000
 _SMALL_BLOCK = 1_000
+
+_ORIGIN = ("raw_data_name", "raw_data_sha256")  # keys of version 2
 
 
 def read_header(path: str | Path) -> FeaturesHeader:
@@ -67,14 +70,23 @@ def read_header_from(path: str | Path, file: IO[bytes]) -> FeaturesHeader:
     if part.get("format") != FORMAT:
         raise InputError(f"{path} is not a features file; write it with tokenize_to_features.py")
     version = part.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise InputError(
-            f"{path} header: version {shown(version)}, but this program reads version {VERSION}; tokenize again"
+            f"{path} header: version {shown(version)}, but this program reads versions 1 to {VERSION}; tokenize again"
         )
+    for key in _ORIGIN:
+        if version == 1:
+            part[key] = None
+        elif key not in part or type(part[key]) not in (str, type(None)):
+            raise InputError(f"{path} header: {key} is missing or neither str nor None; tokenize again")
     for key, kind in FeaturesHeader.__annotations__.items():
-        if type(part.get(key)) is not kind:
+        if key not in _ORIGIN and type(part.get(key)) is not kind:
             raise InputError(f"{path} header: {key} is missing or not {kind.__name__}; tokenize again")
     header = FeaturesHeader(*(part[key] for key in FeaturesHeader._fields))
+    if (header.raw_data_name is None) != (header.raw_data_sha256 is None):
+        raise InputError(f"{path} header: has only one of raw_data_name and raw_data_sha256; tokenize again")
+    if header.raw_data_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", header.raw_data_sha256):
+        raise InputError(f"{path} header: raw_data_sha256 is not 64 hexadecimal digits; tokenize again")
     if not 3 < header.max_seq_length < 1 << 31 or not 0 < header.vocab_size < 1 << 31:
         raise InputError(f"{path} header: max_seq_length or vocab_size is out of range; tokenize again")
     if header.set_name not in SET_NAMES:

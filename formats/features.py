@@ -12,7 +12,7 @@ its examples in any order. Other packages import everything from here.
 import hashlib
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,14 +63,18 @@ def write_features(path: str | Path, header: FeaturesHeader, examples: Iterable[
     dtypes = header.dtypes()
     total = 0
     with atomic_write(path, binary=True) as file:
-        head = {"format": FORMAT, "version": VERSION, **header._asdict(), "dtypes": dtypes}
-        pickle.dump(head, file, protocol=4)
+        pickle.dump(_header_dict(header), file, protocol=4)
         for columns in _blocks(examples, dtypes["input_ids"]):
             pickle.dump(_block_dict(columns, dtypes), file, protocol=4)
             total += len(columns.example_ids)
         end_mark = _block_dict(_Columns([], [], [], []), dtypes)  # a file without it was cut off
         pickle.dump(end_mark, file, protocol=4)
     return total
+
+
+def _header_dict(header: FeaturesHeader) -> dict[str, object]:
+    """A header as the file holds it."""
+    return {"format": FORMAT, "version": VERSION, **header._asdict(), "dtypes": header.dtypes()}
 
 
 class _Columns(NamedTuple):
@@ -161,8 +165,15 @@ class Features:
         return [found[int(i)] for i in indices]
 
     def sha256(self) -> str:
-        """The SHA-256 of the file that was opened, in hexadecimal digits."""
-        digest, position = hashlib.sha256(), 0
+        """The SHA-256 of the header, without the origin, and of all examples, in hexadecimal digits.
+
+        It is that of the same examples in a file of version 1. So a run that began with such a file can resume.
+        """
+        read_header_from(self.path, self._file)
+        position = self._file.tell()  # of the first block
+        head = _header_dict(self.header) | {"version": 1}
+        del head["raw_data_name"], head["raw_data_sha256"]
+        digest = hashlib.sha256(pickle.dumps(head, protocol=4))
         while chunk := os.pread(self._file.fileno(), 1 << 20, position):
             digest.update(chunk)
             position += len(chunk)
@@ -196,17 +207,36 @@ def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
     """Reads the features of pairs to re-rank once, so that a fault is found before the work begins.
 
     Returns the header and the number of examples. Raises InputError for a fault; for plain text, where the message
-    names `flag`; and for an id that is not query_id#passage_id, where it names block and example.
+    names `flag`; for a file without examples; and for an id that is repeated or not query_id#passage_id, where it names
+    block and example.
     """
     header = read_header(path)
     if header.set_name == "general":
         raise InputError(f"{flag}: {path} is plain text without queries; tokenize pairs with --set_name test")
-    count = 0
+    of_blocks = [np.empty(0, np.int64)]  # the hashes of the ids: 8 bytes for each example
     for number, block in enumerate(read_blocks(path)):
         for i, example_id in enumerate(block.example_ids):
             try:
                 split_example_id(example_id)
             except ValueError as error:
                 raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
-        count += len(block.example_ids)
-    return header, count
+        of_blocks.append(np.fromiter(map(hash, block.example_ids), np.int64, len(block.example_ids)))
+    hashes = np.sort(np.concatenate(of_blocks))
+    if not len(hashes):
+        raise InputError(f"{flag}: {path} has no examples; tokenize pairs again")
+    if repeated := set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()):
+        _refuse_repeated_ids(path, repeated)
+    return header, len(hashes)
+
+
+def _refuse_repeated_ids(path: str | Path, hashes: Collection[int]) -> None:
+    """Raises InputError if several examples have the same id. `hashes`: those of all such ids, and maybe of others."""
+    first: dict[str, str] = {}
+    for number, block in enumerate(read_blocks(path)):
+        for i, example_id in enumerate(block.example_ids):
+            place = f"block {number} example {i}"
+            if hash(example_id) in hashes and first.setdefault(example_id, place) != place:
+                raise InputError(
+                    f"{path} {place}: example id {shown(example_id)} is already that of {first[example_id]}; tokenize "
+                    "pairs with an id of their own each"
+                )

@@ -15,14 +15,18 @@ from modeling.bert import BertConfig, BertRanker
 from modeling.initial import initial_values
 from modeling.model_reader import ModelFileError, quoted, read_model
 from tokenization.vocabulary import (
-    VocabularyError,
+    NoVocabularyError,
     load_vocabulary,
+    read_json,
     save_tokenizer,
     saved_lower_case,
     vocabulary_sha256,
 )
 
 logger = logging.getLogger(__name__)
+
+# Some models pad their embeddings, to a multiple of at most so many rows: 30,522 tokens have 30,528 or 30,720 rows.
+_MOST_PADDED_ROWS = 1024
 
 # A model that was not fine-tuned can lack these.
 _HEADS = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias")
@@ -116,11 +120,13 @@ def save_ranker(
     directory: Path,
     without_classifier: bool = False,
     fit_dense: nn.Linear | None = None,
+    max_seq_length: int | None = None,
 ) -> None:
     """Writes a model to `directory`, in the layout that transformers' `AutoModelForSequenceClassification` loads.
 
     `without_classifier` is for a model that has not learned to rank; transformers' `AutoModel` loads it. `fit_dense` of
-    a general student is saved as `fit_dense.weight` and `fit_dense.bias`.
+    a general student is saved as `fit_dense.weight` and `fit_dense.bias`. `max_seq_length` is what other programs
+    truncate to: the length that the model was trained at. None: all its positions.
 
     Raises ModelFileError, before anything is written, if a weight is not finite.
     """
@@ -135,7 +141,8 @@ def save_ranker(
     }
     if not without_classifier:
         config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    _write_model(directory, tensors, config, tokens, do_lower_case, model.config.max_position_embeddings)
+    max_length = max_seq_length or model.config.max_position_embeddings
+    _write_model(directory, tensors, config, tokens, do_lower_case, max_length)
 
 
 def save_cross_encoder(
@@ -202,6 +209,18 @@ def fingerprint(model: BertRanker, fit_dense: nn.Linear | None = None) -> str:
     return digest.hexdigest()
 
 
+def trained_length(model_dir: Path) -> int | None:
+    """Returns the `max_seq_length` that a student was trained at. None: the directory does not say, or is no student's.
+
+    A `tokenizer_config.json` does not tell it: its `model_max_length` can be any limit, such as 512 or 1e30.
+    """
+    try:
+        length = read_json(model_dir / "training.json")["max_seq_length"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return length if type(length) is int else None
+
+
 class FeaturesOrigin(Protocol):
     """The part of a features header that a model is compared with."""
 
@@ -216,8 +235,9 @@ def check_reads_features(
 ) -> list[str] | None:
     """Returns the model's vocabulary, or None with a warning if its directory has none to compare.
 
-    Raises ModelFileError if the model cannot read such features: they are longer than its positions, or were made with
-    another vocabulary or another `do_lower_case`.
+    Raises VocabularyError if the vocabulary is damaged, and ModelFileError if lines of it are missing, or if the model
+    cannot read such features: they are longer than its positions, or were made with another vocabulary or another
+    `do_lower_case`.
     """
     config = model.config
     pair = f"{features_file} does not fit the model {model_dir}"
@@ -233,9 +253,14 @@ def check_reads_features(
         )
     try:
         vocabulary = load_vocabulary(model_dir)
-    except VocabularyError as error:
+    except NoVocabularyError as error:
         logger.warning("vocabulary not compared: %s", error)
         return None
+    if len(vocabulary) + _MOST_PADDED_ROWS <= config.vocab_size:
+        raise ModelFileError(
+            f"{model_dir}: its vocabulary has {len(vocabulary)} tokens, its config says {config.vocab_size}: lines "
+            f"{len(vocabulary) + 1} to {config.vocab_size} are missing; copy the vocabulary again"
+        )
     if saved_lower_case(model_dir) not in (None, header.do_lower_case):
         flag = "--no-do_lower_case" if header.do_lower_case else "--do_lower_case"
         raise ModelFileError(f"{pair}: made with do_lower_case {header.do_lower_case}; tokenize with {flag}")

@@ -94,6 +94,8 @@ def _first_file(model_dir: Path, *names: str) -> Path:
     for name in names:
         if (model_dir / name).is_file():
             return model_dir / name
+        if (model_dir / name).exists():  # a named pipe would keep its reader waiting
+            raise ModelFileError(f"{model_dir / name} is not a regular file; name a model directory")
     raise ModelFileError(f"{model_dir} holds neither {' nor '.join(names)}; name a model directory")
 
 

@@ -80,7 +80,12 @@ def buffered_log() -> Iterator[list[logging.LogRecord]]:
 
 def report(line: str, output: Path) -> None:
     """Prints a line about an output, and appends it with the time (UTC) to `OUTPUT.log`."""
-    print(line, flush=True)
+    print(line.encode("utf-8", "replace").decode("utf-8"), flush=True)  # a file name can be no UTF-8
+    log_line(line, output)
+
+
+def log_line(line: str, output: Path) -> None:
+    """Appends a line about an output, with the time (UTC), to `OUTPUT.log`."""
     append_line(
         output.with_name(f"{output.name}.log"), f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}"
     )
@@ -88,7 +93,7 @@ def report(line: str, output: Path) -> None:
 
 def append_line(path: str | Path, line: str) -> None:
     """Appends a line to a file. Other programs can read the file while it grows."""
-    with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", newline="\n") as file:
+    with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(f"{line}\n")
 
 

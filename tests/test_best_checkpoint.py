@@ -359,6 +359,10 @@ def test_dev_data_that_cannot_be_measured_is_refused(inputs: Path, tmp_path: Pat
     examples = [Example(f"q0#{passage_id}", [2, 5, 3, 3], 3, -1) for passage_id in ("D1_0", "D1_x")]
     write_features(tmp_path / "ids", header, examples)
     refused(flag, tmp_path / "ids", "block 0 example 1", "'D1_x' is not a document id")
+    write_features(tmp_path / "repeated", header, [examples[0]] * 2)
+    refused(flag, tmp_path / "repeated", "block 0 example 1: example id 'q0#D1_0' is already that of block 0 example 0")
+    write_features(tmp_path / "none", header, [])
+    refused(flag, tmp_path / "none", flag, "has no examples")
 
     flag = "--dev_qrels"
     refused(flag, tmp_path / "missing", "No such file")

@@ -825,6 +825,7 @@ def test_features_that_cannot_be_learned_from_are_refused(inputs: Path, tmp_path
         refused(inputs, tmp_path, "--features_file", path, says=("error", str(path), *says))
 
     features(write_tiny_features(tmp_path / "unlabelled", 8, set_name="test"), "no labels")
+    features(write_tiny_features(tmp_path / "none", 0), "--features_file", "has no examples")
     features(write_tiny_features(tmp_path / "few", 7), "--train_batch_size", "8 is more than the 7 examples")
     features(write_tiny_features(tmp_path / "long", 8, max_seq_length=20), "up to 20 tokens, 19 positions")
     features(write_tiny_features(tmp_path / "other", 8, tokens=[*TOKENS[:-1], "new"]), "another vocabulary")

@@ -1,5 +1,6 @@
 """Pickled features: the reader returns what was written, and refuses every other file."""
 
+import hashlib
 import os
 import pickle
 import pickletools
@@ -25,7 +26,10 @@ from formats.features import (
 )
 from runtime.errors import InputError
 
-HEADER = FeaturesHeader(max_seq_length=11, vocab_size=40, do_lower_case=True, set_name="train", vocab_sha256="ab" * 32)
+OF_VERSION_1 = FeaturesHeader(
+    max_seq_length=11, vocab_size=40, do_lower_case=True, set_name="train", vocab_sha256="ab" * 32
+)
+HEADER = OF_VERSION_1._replace(raw_data_name="pairs.tsv", raw_data_sha256="cd" * 32)
 EXAMPLES = [
     Example("q1", [2, 7, 3, 9, 8, 3], 3, 1),
     Example("é q2", [2, 39, 10, 3, 11, 3], 4, 0),
@@ -41,10 +45,17 @@ ALLOWED_OPCODES = {
 def header_dict(header: FeaturesHeader = HEADER, **changes) -> dict:
     return {
         "format": "simplified-tinybert-features",
-        "version": 1,
+        "version": 2,
         **header._asdict(),
         "dtypes": header.dtypes(),
     } | changes
+
+
+def header_dict_of_version_1(**changes) -> dict:
+    """A header as the programs before version 2 wrote it."""
+    header = header_dict(version=1)
+    del header["raw_data_name"], header["raw_data_sha256"]
+    return header | changes
 
 
 def block_dict(examples: list[Example], **changes) -> dict:
@@ -62,8 +73,8 @@ def dumped(*parts: dict) -> list[bytes]:
     return [pickle.dumps(part, protocol=4) for part in parts]
 
 
-def valid_parts() -> list[bytes]:
-    return dumped(header_dict(), block_dict(EXAMPLES[:2]), block_dict(EXAMPLES[2:]), block_dict([]))
+def valid_parts(header: dict | None = None) -> list[bytes]:
+    return dumped(header or header_dict(), block_dict(EXAMPLES[:2]), block_dict(EXAMPLES[2:]), block_dict([]))
 
 
 def read_all(path: Path) -> tuple[FeaturesHeader, list[FeatureBlock]]:
@@ -184,12 +195,14 @@ def test_header_and_dtypes_are_as_documented(tmp_path: Path) -> None:
     with open(tmp_path / "f", "rb") as file:
         assert pickle.load(file) == {
             "format": "simplified-tinybert-features",
-            "version": 1,
+            "version": 2,
             "max_seq_length": 11,
             "vocab_size": 40,
             "do_lower_case": True,
             "set_name": "train",
             "vocab_sha256": "ab" * 32,
+            "raw_data_name": "pairs.tsv",
+            "raw_data_sha256": "cd" * 32,
             "dtypes": {"input_ids": "<u2", "lengths": "<u2", "first_segment_lengths": "<u2", "labels": "|i1"},
         }
 
@@ -462,8 +475,18 @@ def test_an_empty_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     [
         ({"format": "other"}, "is not a features file"),
         ({"format": b"simplified-tinybert-features"}, "is not a features file"),
-        ({"version": 2}, "version 2, but this program reads version 1"),
-        ({"version": None}, "version None, but this program reads version 1"),
+        ({"version": 3}, "version 3, but this program reads versions 1 to 2"),
+        ({"version": 0}, "version 0, but this program reads versions 1 to 2"),
+        ({"version": True}, "version True, but this program reads versions 1 to 2"),
+        ({"version": None}, "version None, but this program reads versions 1 to 2"),
+        ({"raw_data_name": b"pairs.tsv"}, "raw_data_name is missing or neither str nor None"),
+        ({"raw_data_sha256": 5}, "raw_data_sha256 is missing or neither str nor None"),
+        ({"raw_data_sha256": {}}, "raw_data_sha256 is missing or neither str nor None"),
+        ({"raw_data_sha256": "cd" * 31}, "raw_data_sha256 is not 64 hexadecimal digits"),
+        ({"raw_data_sha256": "CD" * 32}, "raw_data_sha256 is not 64 hexadecimal digits"),
+        ({"raw_data_sha256": "cd" * 32 + "\n"}, "raw_data_sha256 is not 64 hexadecimal digits"),
+        ({"raw_data_name": None}, "has only one of raw_data_name and raw_data_sha256"),
+        ({"raw_data_sha256": None}, "has only one of raw_data_name and raw_data_sha256"),
         ({"max_seq_length": "11"}, "max_seq_length is missing or not int"),
         ({"max_seq_length": True}, "max_seq_length is missing or not int"),
         ({"vocab_size": None}, "vocab_size is missing or not int"),
@@ -484,6 +507,42 @@ def test_a_header_that_is_not_as_documented_is_refused(tmp_path: Path, changes: 
     found = refusal(tmp_path / "f", b"".join(dumped(header_dict(**changes), block_dict([]))))
     assert message in found
     assert found.startswith(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("key", ["raw_data_name", "raw_data_sha256"])
+def test_a_header_of_version_2_without_its_origin_is_refused(tmp_path: Path, key: str) -> None:
+    header = header_dict()
+    del header[key]
+    assert f"{key} is missing" in refusal(tmp_path / "f", b"".join(dumped(header, block_dict([]))))
+
+
+@pytest.mark.parametrize("more", [{}, {"raw_data_name": "x", "raw_data_sha256": "cd" * 32}, {"raw_data_name": 7}])
+def test_a_file_of_version_1_is_read_and_of_unknown_origin(tmp_path: Path, more: dict) -> None:
+    (tmp_path / "f").write_bytes(b"".join(valid_parts(header_dict_of_version_1(**more))))
+    header, blocks = read_all(tmp_path / "f")
+    assert (header, examples_of(blocks)) == (OF_VERSION_1, EXAMPLES)
+    assert header.origin() == "of unknown origin"
+    assert len(Features(tmp_path / "f")) == len(EXAMPLES)
+
+
+def test_features_of_a_pipe_are_of_unknown_origin(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", OF_VERSION_1, EXAMPLES)
+    with open(tmp_path / "f", "rb") as file:
+        assert pickle.load(file) == header_dict(OF_VERSION_1)
+    assert read_header(tmp_path / "f") == OF_VERSION_1
+
+
+def test_the_same_examples_have_the_same_hash_in_both_versions(tmp_path: Path) -> None:
+    """So that a run which began with features of version 1 resumes with those of version 2."""
+    content = b"".join(dumped(header_dict_of_version_1(), block_dict(EXAMPLES), block_dict([])))
+    (tmp_path / "1").write_bytes(content)
+    for name, header in (("2", HEADER), ("pipe", OF_VERSION_1), ("moved", HEADER._replace(raw_data_name="x"))):
+        write_features(tmp_path / name, header, EXAMPLES)
+    found = {path.name: Features(path).sha256() for path in tmp_path.iterdir()}
+    assert set(found.values()) == {hashlib.sha256(content).hexdigest()} and len(found) == 4
+    write_features(tmp_path / "2", HEADER._replace(max_seq_length=12), EXAMPLES)
+    write_features(tmp_path / "pipe", HEADER, EXAMPLES[::-1])
+    assert len({Features(path).sha256() for path in tmp_path.iterdir()}) == 3
 
 
 GOOD = Example("ok", [2, 7, 3, 9, 3], 3, 1)

@@ -25,6 +25,7 @@ from test_features import (
     dumped,
     examples_of,
     header_dict,
+    header_dict_of_version_1,
     hostile_payloads,
     read_all,
     some_example,
@@ -196,6 +197,10 @@ BIG_FILES: dict[str, tuple[Callable[[BinaryIO], None], str]] = {
         "set_name '\\x1b]0;\\u202e",
     ),
     "a long version": (sparse(*dumped(header_dict(version="\x07" * 999_999))), "version '\\x07"),
+    "a long name of the input": (
+        sparse(*dumped(header_dict(raw_data_name="\x1b]0;\u202e" * 99_999, raw_data_sha256="\x07" * 999_999))),
+        "raw_data_sha256 is not 64 hexadecimal digits",
+    ),
     "a version of another kind": (sparse(*dumped(header_dict(version={"a" * 999: 1}))), "version a dict"),
     "a long id at fault": (
         sparse(HEAD, *dumped(block_dict([Example("\x9b\U0001f600" * 99_999, [2, 3], 2, 0)])), END),
@@ -351,13 +356,15 @@ def mutated(chance: random.Random, content: bytes, pieces: list[bytes]) -> bytes
     return bytes(damaged)
 
 
-def test_two_thousand_mutated_files_are_refused_or_valid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_two_thousand_mutated_files_are_refused_or_valid(tmp_path: Path, version: int) -> None:
     chance = random.Random(11)
+    content = b"".join(valid_parts(header_dict_of_version_1() if version == 1 else header_dict()))
     pieces = [payload.removeprefix(b"\x80\x04") for payload in hostile_payloads(f"touch {tmp_path}/ran").values()]
     pieces += [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
     paths = [tmp_path / str(i) for i in range(2000)]
     for path in paths:
-        path.write_bytes(mutated(chance, b"".join(valid_parts()), pieces))
+        path.write_bytes(mutated(chance, content, pieces))
     outcomes = read_apart(paths)
     assert not (tmp_path / "ran").exists()
     refused = [of_blocks is not None for _, of_blocks, _ in outcomes]

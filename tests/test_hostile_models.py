@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -17,9 +18,24 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import ONE_THREAD, ROOT, STUDENT, TOKENS, bert_config, student_weights, write_published, write_transformers
+from tiny import (
+    ONE_THREAD,
+    ROOT,
+    STUDENT,
+    TOKENS,
+    Finished,
+    assert_refused,
+    bert_config,
+    random_weights,
+    run_main,
+    student_weights,
+    write_published,
+    write_tiny_features,
+    write_transformers,
+)
 
 from modeling.model_files import ModelFileError, load_ranker
+from tokenization.vocabulary import load_vocabulary
 
 MOST_MEMORY = 256 << 20  # above the memory that torch itself needs
 MOST_SECONDS = 2
@@ -250,7 +266,13 @@ def bad_vocabularies() -> dict[str, bytes]:
         "huge lines at fault": good + (b"\x1b" * 999_999 + b"\n") * 2,
         "first a huge line": b"\x1b" * 999_999 + b"\n" + good,
         "not utf-8": good + b"\xff\n",
+        "a carriage return in a line": good + b"a\rb\n",
+        "a missing special token": good.replace(b"[SEP]\n", b""),
     }
+
+
+def ids_of(tokens: list[str]) -> dict[str, int]:
+    return {token: number for number, token in enumerate(tokens)}
 
 
 def bad_tokenizers() -> dict[str, bytes]:
@@ -264,6 +286,9 @@ def bad_tokenizers() -> dict[str, bytes]:
         "ids of other kinds": b'{"model": {"vocab": {"[PAD]": 0, "[UNK]": [1], "[CLS]": {"a": 1}, "[SEP]": null}}}',
         "ids that are no numbers": b'{"model": {"vocab": {"[PAD]": NaN, "[UNK]": NaN}}}',
         "huge ids": b'{"model": {"vocab": {"[PAD]": 0, "[UNK]": 1e308, "[CLS]": 999999999999}}}',
+        "a surrogate": json.dumps({"model": {"vocab": ids_of([*TOKENS, "a\ud800"])}}).encode(),
+        "a line end": json.dumps({"model": {"vocab": ids_of([*TOKENS[:9], "a\nb", *TOKENS[9:]])}}).encode(),
+        "a carriage return": json.dumps({"model": {"vocab": ids_of([*TOKENS, "a\r"])}}).encode(),
         "tokens of a terminal": b'{"model": {"type": "\\u001b[2J", "vocab": {}}}',
     }
 
@@ -310,6 +335,120 @@ def test_model_files_of_strangers_are_refused_in_little_memory_and_time(tmp_path
         assert called == [], directory
         assert memory < MOST_MEMORY, (directory, memory >> 20, found)
         assert seconds < MOST_SECONDS, (directory, seconds, found)
+
+
+def rerank(model: Path, directory: Path) -> Finished:
+    """Re-ranks with a model, in 20 seconds at most."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("the script waits")
+
+    if not (directory / "features").exists():
+        write_tiny_features(directory / "features", 5, "test")
+    flags = ["--model_dir", model, "--features_file", directory / "features", "--device", "cpu", "--overwrite"]
+    handler = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
+    try:
+        return run_main("rerank.py", *flags, "--output_scores_file", directory / "scores")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_named_pipe_in_a_model_directory_is_an_error_in_one_line(tmp_path: Path) -> None:
+    for number, name in enumerate(
+        ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    ):
+        model = write_transformers(tmp_path / f"model{number}", STUDENT, student_weights())
+        if name == "tokenizer.json":
+            (model / "vocab.txt").unlink()
+        (model / name).unlink(missing_ok=True)
+        os.mkfifo(model / name)
+        assert_refused(rerank(model, tmp_path), f"{model / name}", "is not a regular file")
+        if not name.startswith("tokenizer"):
+            (model / name).unlink()
+            (model / name).mkdir()
+            assert_refused(rerank(model, tmp_path), f"{model / name}")
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b" " * (2 << 20)])
+def test_a_damaged_tokenizer_config_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """Its `do_lower_case` cannot be compared with that of the features."""
+    model = write_transformers(tmp_path / "model", STUDENT, student_weights())
+    (model / "tokenizer_config.json").write_bytes(content)
+    assert_refused(rerank(model, tmp_path), f"{model / 'tokenizer_config.json'}: not a tokenizer's config")
+    for content in (b"{}", b"[]", b'{"do_lower_case": null}', b'{"do_lower_case": true}'):
+        (model / "tokenizer_config.json").write_bytes(content)
+        assert rerank(model, tmp_path).status == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda lines: [*lines[:7], b"", *lines[7:]], "line 8: the token is empty"),
+        (lambda lines: [*lines, b"dog"], f"line {len(TOKENS) + 1}: 'dog' is already the token of "),
+        (lambda lines: [*lines[:7], b"a\xff", *lines[8:]], "line 8: byte 2 is not UTF-8"),
+        (lambda lines: [*lines[:7], b"a\rb", *lines[8:]], "line 8: 'a\\rb' holds a line end"),
+        (lambda lines: lines[1:], "[PAD] missing, so it is not a BERT vocabulary"),
+        (lambda lines: lines[:3], "[SEP] missing, so it is not a BERT vocabulary"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1: the first token is '[UNK]'"),
+    ],
+)
+def test_a_damaged_vocabulary_is_an_error_that_names_the_line(tmp_path: Path, damage: Callable, says: str) -> None:
+    """It was a warning of the scripts that load a model."""
+    model = write_transformers(tmp_path / "model", STUDENT, student_weights())
+    lines = damage((model / "vocab.txt").read_bytes().removesuffix(b"\n").split(b"\n"))
+    (model / "vocab.txt").write_bytes(b"\n".join(lines) + b"\n")
+    assert_refused(rerank(model, tmp_path), f"{model / 'vocab.txt'}", says)
+    write_tiny_features(tmp_path / "train", 8)
+    flags = ["--features_file", tmp_path / "train", "--general_student_model", model, "--train_batch_size", 4]
+    flags += ["--distill_model", "hard", "--output_student_dir", tmp_path / "out", "--device", "cpu"]
+    assert_refused(run_main("distill.py", *flags), f"{model / 'vocab.txt'}", says)
+
+
+def test_a_vocabulary_without_its_last_lines_is_an_error_but_padded_embeddings_are_not(tmp_path: Path) -> None:
+    """Embeddings are padded to a multiple of 8, 64, 128 or 1,024 rows at most."""
+    for rows, missing in ((2, False), (18, False), (1023, False), (1024, True), (30_000, True)):
+        sizes = STUDENT._replace(vocabulary=len(TOKENS) + rows)
+        model = write_transformers(tmp_path / f"model{rows}", sizes, random_weights(sizes, 1))
+        done = rerank(model, tmp_path)
+        if missing:
+            lines = f"lines {len(TOKENS) + 1} to {sizes.vocabulary} are missing"
+            assert_refused(done, str(model), f"{len(TOKENS)} tokens, its config says {sizes.vocabulary}", lines)
+        else:
+            assert (done.status, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("a\ud800b", "'a\\ud800b' holds a surrogate"),
+        ("a\nb", "'a\\nb' holds a line end"),
+        ("a\r", "'a\\r' holds a line end"),
+        ("\n", "'\\n' holds a line end"),
+    ],
+)
+def test_a_token_that_a_vocab_txt_cannot_hold_is_an_error(tmp_path: Path, token: str, says: str) -> None:
+    """Written as a line, it would shift the ids after it."""
+    model = write_transformers(tmp_path / "model", STUDENT, student_weights())
+    (model / "vocab.txt").unlink()
+    for place in (9, len(TOKENS) - 1):
+        tokens = [*TOKENS[:place], token, *TOKENS[place + 1 :]]
+        (model / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": ids_of(tokens)}}))
+        where = f"{model / 'tokenizer.json'} token {place}: "
+        assert_refused(rerank(model, tmp_path), where, says)
+        (tmp_path / "pairs").write_text("q#d_0\tthe\tcat\n")
+        flags = ["--set_name", "test", "--raw_data_file", tmp_path / "pairs", "--bert_model_dir", model]
+        done = run_main("tokenize_to_features.py", *flags, "--output_features_file", tmp_path / "out")
+        assert_refused(done, where, says)
+        flags = ["--model_dir", model, "--layers", "1", "--output_dir", tmp_path / "student"]
+        assert_refused(run_main("model_tools/make_general_student.py", *flags), where, says)
+    good = {"model": {"type": "WordPiece", "vocab": ids_of([*TOKENS[:-1], "a\u2028\u0085b\U0001f600"])}}
+    (model / "tokenizer.json").write_text(json.dumps(good))
+    assert run_main("model_tools/make_general_student.py", *flags).status == 0
+    (tmp_path / "student" / "tokenizer.json").unlink()
+    assert load_vocabulary(tmp_path / "student") == load_vocabulary(model)
 
 
 def test_a_config_of_a_billion_layers_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Re-ranking: the script against the reference implementation, its output, and its errors."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from tiny import (
 )
 
 from benchmarks import reference
-from formats.features import Example, Features, FeaturesHeader, check_pairs, read_blocks, write_features
+from formats.features import (
+    BLOCK_EXAMPLES,
+    Example,
+    Features,
+    FeaturesHeader,
+    check_pairs,
+    read_blocks,
+    write_features,
+)
 from formats.scores import PassageScore, read_scores
 from runtime.errors import InputError
 from tokenization.vocabulary import vocabulary_sha256
@@ -229,6 +238,55 @@ def test_an_id_that_a_run_cannot_contain_is_refused(inputs: Path, tmp_path: Path
             tmp_path / "f", header, [Example("q#d", [2, 5, 3, 3], 3, -1), Example(example_id, [2, 3, 3], 2, -1)]
         )
         refused(inputs, tmp_path, "--features_file", tmp_path / "f", says=("block 0 example 1", repr(example_id)))
+
+
+def test_features_without_examples_are_refused(inputs: Path, tmp_path: Path) -> None:
+    for set_name in ("test", "dev", "train"):
+        path = write_tiny_features(tmp_path / set_name, 0, set_name)
+        refused(inputs, tmp_path, "--features_file", path, says=(path, "has no examples"))
+
+
+@pytest.mark.parametrize("set_name", ["test", "dev"])
+def test_repeated_ids_are_refused_and_both_examples_named(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_name: str
+) -> None:
+    """MaxP would take the higher of their scores."""
+    header = FeaturesHeader(17, len(TOKENS), True, set_name, vocabulary_sha256(TOKENS))
+    for first, second in ((0, 1), (0, 8), (2, 3), (4, 7), (7, 8)):
+        examples = [Example(f"q#d_{i}", [2, 5 + i, 3, 3], 3, -1) for i in range(9)]
+        examples[second] = examples[second]._replace(example_id=f"q#d_{first}")
+        with monkeypatch.context() as small_blocks:
+            small_blocks.setattr("formats.features.BLOCK_EXAMPLES", 3)
+            write_features(tmp_path / "f", header, examples)
+        places = [f"block {i // 3} example {i % 3}" for i in (first, second)]
+        says = (f"{tmp_path / 'f'} {places[1]}: example id 'q#d_{first}' is already that of {places[0]}",)
+        refused(inputs, tmp_path, "--features_file", tmp_path / "f", says=says)
+
+
+def test_different_ids_with_the_same_hash_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("formats.features.hash", len, raising=False)
+    assert check_pairs(write_tiny_features(tmp_path / "f", 30, "test"), "--features_file")[1] == 30
+    header = FeaturesHeader(17, len(TOKENS), True, "test", vocabulary_sha256(TOKENS))
+    write_features(tmp_path / "f", header, [Example(f"q#d_{i}", [2, 5, 3, 3], 3, -1) for i in (1, 2, 3, 2)])
+    with pytest.raises(InputError, match="block 0 example 3: example id 'q#d_2' is already that of block 0 example 1"):
+        check_pairs(tmp_path / "f", "--features_file")
+
+
+def test_repeated_ids_are_found_in_little_memory(tmp_path: Path) -> None:
+    """16 bytes for each example, and a block."""
+    header = FeaturesHeader(17, len(TOKENS), True, "test", vocabulary_sha256(TOKENS))
+
+    def peak(count: int) -> int:
+        write_features(tmp_path / "f", header, (Example(f"q#d_{i}", [2, 5, 3, 3], 3, -1) for i in range(count)))
+        tracemalloc.start()
+        try:
+            assert check_pairs(tmp_path / "f", "--features_file")[1] == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    blocks = 2 * BLOCK_EXAMPLES
+    assert peak(2 * blocks) - peak(blocks) < 20 * blocks
 
 
 def test_models_that_cannot_be_used_are_refused(inputs: Path, tmp_path: Path) -> None:

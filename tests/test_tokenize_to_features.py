@@ -1,7 +1,9 @@
 """Pairs to pickled features."""
 
 import gzip
+import hashlib
 import os
+import pickle
 import tracemalloc
 from pathlib import Path
 
@@ -44,7 +46,9 @@ def test_labelled_pairs_by_hand(tmp_path: Path, model_dir: Path) -> None:
     assert (done.status, done.stderr) == (0, "")
     assert "2 train examples" in done.stdout
     features = Features(tmp_path / "out")
-    assert features.header == FeaturesHeader(256, len(TOKENS), True, "train", vocabulary_sha256(TOKENS))
+    assert features.header == FeaturesHeader(
+        256, len(TOKENS), True, "train", vocabulary_sha256(TOKENS), "pairs", hashlib.sha256(content).hexdigest()
+    )
     batch = features.batch([0, 1])
     first, second = "[CLS] the cat ? [SEP] un ##able dog ##s , cafe [SEP]", "[CLS] ran [SEP] [UNK] [SEP]"
     assert batch["input_ids"].tolist() == [[ID[t] for t in first.split()], [ID[t] for t in second.split()] + [0] * 7]
@@ -87,14 +91,22 @@ def test_carriage_returns_and_a_missing_last_line_end_change_nothing(tmp_path: P
         assert next(read_blocks(tmp_path / "out")).example_ids == ["q#d_0", "q#d_1"]
 
 
-def test_packed_pairs_give_the_same_file(tmp_path: Path, model_dir: Path) -> None:
+def test_packed_pairs_give_the_same_examples(tmp_path: Path, model_dir: Path) -> None:
+    """The file is the same, except for the name and the hash of the input in its header."""
     content = b"q#d_0\tthe\tcat\nq#d_1\tdog\tran\n"
+
+    def parts() -> tuple[dict, bytes]:
+        with open(tmp_path / "out", "rb") as file:
+            return pickle.load(file), file.read()
+
     tokenized(tmp_path, model_dir, content)
-    expected = (tmp_path / "out").read_bytes()
-    (tmp_path / "pairs.gz").write_bytes(gzip.compress(content))
+    header, expected = parts()
+    packed = gzip.compress(content)
+    (tmp_path / "pairs.gz").write_bytes(packed)
     flags = arguments(tmp_path, model_dir, None, "test", "--overwrite", "--raw_data_file", tmp_path / "pairs.gz")
     assert run_main("tokenize_to_features.py", *flags).status == 0
-    assert (tmp_path / "out").read_bytes() == expected
+    origin = {"raw_data_name": "pairs.gz", "raw_data_sha256": hashlib.sha256(packed).hexdigest()}
+    assert parts() == (header | origin, expected)
 
 
 def test_a_text_without_any_token_is_kept(tmp_path: Path, model_dir: Path) -> None:

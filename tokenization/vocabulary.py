@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
@@ -24,18 +26,23 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 class VocabularyError(InputError):
-    """A vocabulary that cannot be used. The message names the file."""
+    """A vocabulary that cannot be used. The message names the file, and the line or the token."""
+
+
+class NoVocabularyError(VocabularyError):
+    """A model directory has no vocabulary."""
 
 
 def load_vocabulary(model_dir: str | Path) -> list[str]:
     """Reads a model directory's tokens, in the order of their ids, from `vocab.txt` or else from `tokenizer.json`.
 
-    Raises VocabularyError if both files are missing, or if the file is not a BERT WordPiece vocabulary.
+    Raises NoVocabularyError if both files are missing, and VocabularyError if the file is not a BERT WordPiece
+    vocabulary.
     """
     vocab_file, tokenizer_file = Path(model_dir) / "vocab.txt", Path(model_dir) / "tokenizer.json"
-    if vocab_file.is_file():
+    if vocab_file.exists():
         return read_vocab_file(vocab_file)
-    if tokenizer_file.is_file():
+    if tokenizer_file.exists():
         try:
             model = read_json(tokenizer_file, _MAX_VOCABULARY_BYTES)["model"]
             if model.get("type", "WordPiece") != "WordPiece":
@@ -48,49 +55,67 @@ def load_vocabulary(model_dir: str | Path) -> list[str]:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise VocabularyError(f"{tokenizer_file}: not a tokenizer file ({type(error).__name__}: {error})") from None
-        return _checked(tokens, tokenizer_file)
-    raise VocabularyError(f"{model_dir} has neither vocab.txt nor tokenizer.json; name a model directory")
+        return _checked(tokens, lambda number: f"{tokenizer_file} token {number}", tokenizer_file)
+    raise NoVocabularyError(f"{model_dir} has neither vocab.txt nor tokenizer.json; name a model directory")
 
 
 def read_vocab_file(path: Path) -> list[str]:
     """Reads a `vocab.txt`, one token per line. Raises VocabularyError if it is not a BERT WordPiece vocabulary."""
     try:
-        content = _read_at_most(path, _MAX_VOCABULARY_BYTES)
+        content = _read_small_file(path, _MAX_VOCABULARY_BYTES)
         if content.count(b"\n") > _MAX_TOKENS:
             raise ValueError(f"has more than {_MAX_TOKENS} lines")
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path}: byte {error.start + 1} is not UTF-8") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = error.start - content.rfind(b"\n", 0, error.start)  # from 1
+        raise VocabularyError(f"{path} line {line}: byte {byte} is not UTF-8") from None
     except ValueError as error:
         raise VocabularyError(f"{path}: {error}") from None
-    return _checked([line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)], path)
+    tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    return _checked(tokens, lambda number: f"{path} line {number + 1}", path)
 
 
-def _checked(tokens: list[str], path: Path) -> list[str]:
-    line_of: dict[str, int] = {}
+def _checked(tokens: list[str], place: Callable[[int], str], path: Path) -> list[str]:
+    """Returns `tokens` if they are a BERT vocabulary that `vocab.txt` can hold. `place(id)` is for messages."""
+    id_of: dict[str, int] = {}
     for number, token in enumerate(tokens):
         if not token:
-            raise VocabularyError(f"{path}: token {number} is empty")
-        if line_of.setdefault(token, number) != number:
-            raise VocabularyError(f"{path}: token {number} is {token[:100]!r}, the same as token {line_of[token]}")
-    missing = [token for token in SPECIAL_TOKENS[:4] if token not in line_of]
+            raise VocabularyError(f"{place(number)}: the token is empty")
+        if "\n" in token or "\r" in token:  # the lines of a vocab.txt would have other numbers
+            raise VocabularyError(f"{place(number)}: {token[:100]!r} holds a line end")
+        if not token.isascii() and any("\ud800" <= character <= "\udfff" for character in token):
+            raise VocabularyError(f"{place(number)}: {token[:100]!r} holds a surrogate, which UTF-8 cannot hold")
+        if id_of.setdefault(token, number) != number:
+            raise VocabularyError(f"{place(number)}: {token[:100]!r} is already the token of {place(id_of[token])}")
+    missing = [token for token in SPECIAL_TOKENS[:4] if token not in id_of]
     if missing:
         raise VocabularyError(f"{path}: {', '.join(missing)} missing, so it is not a BERT vocabulary")
     if tokens[0] != "[PAD]":
-        raise VocabularyError(f"{path}: the first token is {tokens[0][:100]!r}, but BERT's first token is [PAD]")
+        raise VocabularyError(f"{place(0)}: the first token is {tokens[0][:100]!r}, but BERT's first token is [PAD]")
     return tokens
 
 
 def read_json(path: Path, most_bytes: int = _MAX_CONFIG_BYTES) -> object:
-    """The content of a JSON file of a model directory. Raises ValueError if it is too long, too deep, or not JSON."""
+    """The content of a JSON file of a model directory.
+
+    Raises ValueError if it is not a regular file, too long, too deep, or not JSON.
+    """
     try:
-        return json.loads(_read_at_most(path, most_bytes).decode("utf-8"))
+        return json.loads(_read_small_file(path, most_bytes).decode("utf-8"))
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 
 
-def _read_at_most(path: Path, most_bytes: int) -> bytes:
-    with open(path, "rb") as file:
+def _read_small_file(path: Path, most_bytes: int) -> bytes:
+    """Reads a regular file. It does not wait for a writer if `path` is a named pipe. Raises ValueError."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag
+
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a regular file")
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"is longer than {most_bytes} bytes")
@@ -98,12 +123,18 @@ def _read_at_most(path: Path, most_bytes: int) -> bytes:
 
 
 def saved_lower_case(model_dir: str | Path) -> bool | None:
-    """The value of `do_lower_case` in `tokenizer_config.json`; None if it is not there."""
+    """The value of `do_lower_case` in `tokenizer_config.json`; None if it is not there.
+
+    Raises VocabularyError if the file cannot be read or is not JSON.
+    """
+    path = Path(model_dir) / "tokenizer_config.json"
     try:
-        saved = read_json(Path(model_dir) / "tokenizer_config.json")
+        saved = read_json(path)
         return saved["do_lower_case"] if isinstance(saved["do_lower_case"], bool) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, KeyError, TypeError):
         return None
+    except ValueError as error:
+        raise VocabularyError(f"{path}: not a tokenizer's config ({error})") from None
 
 
 def vocabulary_sha256(tokens: Sequence[str]) -> str:

@@ -63,6 +63,8 @@ def load_features(
             raise InputError(f"--{name}: {path} was made with {made}; tokenize again")
     if needs_labels and (features.labels < 0).any():
         raise InputError(f"--features_file: {path} has no labels; tokenize with --set_name train")
+    if not len(features):
+        raise InputError(f"--features_file: {path} has no examples; tokenize again")
     if len(features) < batch_size:
         raise InputError(f"--train_batch_size: {batch_size} is more than the {len(features)} examples of {path}")
     warn_of_label_ratio(path, features.labels)

@@ -13,6 +13,7 @@ import torch
 from formats.atomic import atomic_directory, atomic_write, remove_partial_files
 from formats.checksums import FILE_NAME as CHECKSUMS
 from formats.checksums import write_checksums
+from formats.features import FeaturesHeader
 from formats.run_file import RUN_FILE, read_run_file, write_run_file
 from modeling.model_files import save_ranker
 from runtime.distributed import all_gather, rank
@@ -140,10 +141,18 @@ class RunDirectory:
             append_line(self.path / SPEED_FILE, json.dumps(line))
 
     def open(
-        self, models: Models, do_lower_case: bool, is_ranker: bool, keep_checkpoints: int, tensorboard_dir: Path | None
+        self,
+        models: Models,
+        header: FeaturesHeader,
+        is_ranker: bool,
+        keep_checkpoints: int,
+        tensorboard_dir: Path | None,
     ) -> None:
-        """Sets what the run writes. A student that is not a ranker is written without a classifier."""
-        self._models, self._do_lower_case, self._is_ranker = models, do_lower_case, is_ranker
+        """Sets what the run writes. A student that is not a ranker is written without a classifier.
+
+        `header`: of the training features.
+        """
+        self._models, self._header, self._is_ranker = models, header, is_ranker
         self._keep_checkpoints = keep_checkpoints
         if tensorboard_dir is not None and rank() == 0:
             # TensorBoard forgets the steps of a killed run after its last checkpoint.
@@ -264,10 +273,11 @@ class RunDirectory:
         save_ranker(
             student,
             self._models.vocabulary,
-            self._do_lower_case,
+            self._header.do_lower_case,
             into,
             without_classifier=not self._is_ranker,
             fit_dense=None if self._is_ranker else fit_dense,
+            max_seq_length=self._header.max_seq_length,
         )
 
 
