@@ -90,6 +90,23 @@ filter_pairs() {
         --output_pairs_file="$data/train_pairs.tsv" --overwrite
 }
 
+# Makes pseudo_pairs.tsv, to train a teacher before its own pairs: pseudo-queries of a collection, each with its document
+# and with one of its candidates. A passage is a whole document, of which max_seq_length tokens are read; of several
+# passages, the first one would stand out. No pseudo-query equals one of the queries. The reports are written last.
+# Call: make_pseudo_pairs COLLECTION QUERIES
+make_pseudo_pairs() {
+    local pseudo=(--collection "$data/pseudo_corpus.jsonl" --queries "$data/pseudo_queries.tsv"
+        --qrels "$data/pseudo_qrels.tsv") kind=(--kind title --remove_all_titles)
+    [[ $pseudo_kind == title ]] || kind=(--kind "$pseudo_kind" --first_words 75) # what is read of a document
+    make "$data/pseudo_queries.tsv.report.json" prepare make_pseudo_queries --collection "$1" --not_in "$2" \
+        "${kind[@]}" --num "$pseudo_queries" --output_collection_file "$data/pseudo_corpus.jsonl" \
+        --output_queries_file "$data/pseudo_queries.tsv" --output_qrels_file "$data/pseudo_qrels.tsv" --overwrite
+    make "$data/pseudo_top100" prepare make_candidates "${pseudo[@]}" --output_run_file "$data/pseudo_top100"
+    make "$data/pseudo_pairs.tsv.report.json" prepare make_train_pairs "${pseudo[@]}" \
+        --candidates "$data/pseudo_top100" --window 1000000 --stride 1000000 --num_negatives 1 \
+        --output_pairs_file "$data/pseudo_pairs.tsv" --overwrite
+}
+
 # Re-ranks with a student, and with the teacher if its run is missing. Call: rerank RUNS_DIR STUDENT VARIABLE=VALUE...
 rerank() {
     local teacher=$models/teacher

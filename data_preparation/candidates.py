@@ -42,12 +42,13 @@ class _TermNumbers(dict[str, int]):
 
 
 def bm25_candidates(
-    documents: Iterable[tuple[str, str]], queries: Mapping[str, str], depth: int
+    documents: Iterable[tuple[str, str]], queries: Mapping[str, str], depth: int, k1: float = K1, b: float = B
 ) -> dict[str, dict[str, float]]:
     """Returns a run `{query_id: {doc_id: score}}`: the `depth` best documents that share a term with the query.
 
     `documents` are (id, text), read once. `queries` maps ids to texts. The best document comes first, in trec_eval's
-    order. Memory: the id of every document, 4 bytes per word of it, and about 40 bytes per distinct term of it while
+    order. A higher `k1` (0 or more) gives repeated terms more weight; a higher `b` (0 to 1) gives long documents lower
+    scores. Memory: the id of every document, 4 bytes per word of it, and about 40 bytes per distinct term of it while
     the index is built.
     """
     term_numbers = _TermNumbers()
@@ -58,7 +59,7 @@ def bm25_candidates(
         terms_of.append(term_numbers.of(text))
     if not term_numbers.vocabulary:
         return {query_id: {} for query_id in queries}
-    index = bm25s.BM25(k1=K1, b=B)
+    index = bm25s.BM25(k1=k1, b=b)
     index.index((terms_of, term_numbers.vocabulary), show_progress=sys.stderr.isatty())
     del terms_of, term_numbers
     run = {}

@@ -1,6 +1,7 @@
 """A collection and queries in; a BM25 run of each query's best documents out."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from runtime.script import refuse_existing, report, run_script
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description=f"""Ranks the documents of a collection by BM25 (k1 {K1}, b {B}), to get candidates.
+        description="""Ranks the documents of a collection by BM25, to get candidates.
 
   python data_preparation/make_candidates.py --collection scifact/ --split train --output_run_file scifact/top100.train
 
@@ -33,12 +34,22 @@ per word of the collection, and about 40 bytes per distinct word of a document."
     )
     add_collection_arguments(parser, qrels=True)
     parser.add_argument("--depth", type=int, default=100, help="most documents of a query (default 100)")
+    parser.add_argument(
+        "--k1", type=float, default=K1, help=f"0 or more; a higher value favours repeated words (default {K1})"
+    )
+    parser.add_argument(
+        "--b", type=float, default=B, help=f"0 to 1; a higher value lowers long documents (default {B})"
+    )
     parser.add_argument("--output_run_file", type=Path, required=True, help="the run to write")
     parser.add_argument("--output_qrels_file", type=Path, help="the relevance judgments of the ranked queries to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     if args.depth < 1:
         raise InputError("--depth: needs to be 1 or more")
+    if not 0 <= args.k1 < math.inf:
+        raise InputError(f"--k1: {args.k1} is not a number from 0 up")
+    if not 0 <= args.b <= 1:
+        raise InputError(f"--b: {args.b} is not a number from 0 to 1")
     refuse_existing(args.output_run_file, "--output_run_file", args.overwrite, input_files(args))
     if args.output_qrels_file:
         inputs = [*input_files(args), args.output_run_file]
@@ -79,7 +90,7 @@ def main() -> None:
             )
     elif args.output_qrels_file:
         raise InputError(f"--output_qrels_file: {args.collection} has no relevance judgments; name them with --qrels")
-    run = bm25_candidates(ids_and_texts(collection), queries, args.depth)
+    run = bm25_candidates(ids_and_texts(collection), queries, args.depth, args.k1, args.b)
     without = sum(not scores for scores in run.values())
     if without == len(run):
         raise InputError(f"--queries: no query shares a word with a document of {args.collection}; name its queries")
@@ -89,8 +100,8 @@ def main() -> None:
     seconds = time.monotonic() - start
     report(
         f"wrote {args.output_run_file}: {count} candidates for {len(run)} of {len(collection.queries)} queries, "
-        f"{without} without any; {'no judgments' if qrels is None else recall(run, qrels)}; {seconds:.1f} s, "
-        f"{len(run) / seconds:.0f} queries/s",
+        f"{without} without any; {'no judgments' if qrels is None else recall(run, qrels)}; "
+        f"k1 {args.k1}, b {args.b}; {seconds:.1f} s, {len(run) / seconds:.0f} queries/s",
         args.output_run_file,
     )
 

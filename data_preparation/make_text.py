@@ -2,29 +2,19 @@
 
 import argparse
 import itertools
-import re
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_preparation.sentences import sentence_spans
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
 from formats.atomic import atomic_write
 from formats.documents import Document
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import refuse_existing, report, run_script
-
-# A sentence ends at white space after ., ! or ? (and perhaps a closing quote or bracket), and before a capital letter
-# or a digit (and perhaps an opening quote or bracket). It does not end after an initial ("J. Doe") or an abbreviation.
-# The pattern starts with the white space, which the regex engine finds fast. Look-behinds check the text before it.
-_ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "St", "Prof", "Fig", "Figs", "No", "vs", "cf", "al", "e.g", "i.e")
-_SENTENCE_END = re.compile(
-    r"\s(?:(?<=[.!?]\s)|(?<=[.!?][\"')\]\u201d\u2019]\s))(?<!\b[A-Z]\.\s)"
-    + "".join(rf"(?<!\b{re.escape(word)}\.\s)" for word in _ABBREVIATIONS)
-    + r"\s*(?=[\"'(\[\u201c\u2018]?[A-Z0-9])"
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,8 +26,8 @@ def parse_args() -> argparse.Namespace:
 In:  a collection. Its queries and relevance judgments are not read.
 Out: the title and then one sentence per line, with a blank line between documents, as tokenize_to_features.py
      --set_name general reads it. A sentence ends at a period, question mark or exclamation mark before white space and
-     a capital letter or digit, but not after some abbreviations. Documents without text are skipped.
-     OUTPUT_TEXT_FILE.log gets a line with counts.""",
+     a capital letter or digit, but not after some abbreviations, and at a blank line and an item of a list. Documents
+     without text are skipped. OUTPUT_TEXT_FILE.log gets a line with counts.""",
     )
     add_collection_arguments(parser, queries=False)
     parser.add_argument("--output_text_file", type=Path, required=True, help="the text to write, packed if .gz")
@@ -52,7 +42,7 @@ Out: the title and then one sentence per line, with a blank line between documen
 
 def paragraph(document: Document) -> list[str]:
     """A document's lines: its title and its sentences. White space becomes one space, and no line is empty."""
-    sentences = _SENTENCE_END.split(document.body)
+    sentences = (document.body[start:end] for start, end in sentence_spans(document.body))
     return [line for text in (document.title, *sentences) if (line := " ".join(text.split()))]
 
 

@@ -38,6 +38,9 @@ teacher_learning_rate=${teacher_learning_rate:-2e-5} # with 5e-5 and few steps M
 teacher_epochs=${teacher_epochs:-1}
 learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for many more steps
 num_train_epochs=${num_train_epochs:-2}     # of the students
+pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the teacher is trained on first; 0: none
+pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence for documents without titles
+pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-python}                    # the Python interpreter
 
@@ -81,13 +84,23 @@ make "$data/all_pairs.tsv.report.json" prepare make_train_pairs "${split_flags[@
     --num_random_negatives "$num_random_negatives" --output_pairs_file "$data/all_pairs.tsv" \
     --output_positives_file "$data/positives.tsv" --overwrite
 
-# --- teacher: the encoder, fine-tuned on the labels of all pairs
+# --- teacher: the encoder, fine-tuned on the labels of all pairs; with pseudo_queries, on pseudo-queries before that
 if [[ -z $encoder ]]; then
     encoder=models/encoder
     make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
+start=$encoder
+if [[ $pseudo_queries != 0 && ! -e $models/teacher/config.json ]]; then
+    start=$models/pseudo_teacher
+    LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
+        >"$data/queries.test.tsv"
+    make_pseudo_pairs "$source" "$data/queries.test.tsv"
+    make "$start/config.json" env distill_model_type=hard train_pairs="$data/pseudo_pairs.tsv" \
+        general_student_model="$encoder" output_student_dir="$start" learning_rate="$pseudo_learning_rate" \
+        num_train_epochs=1 bash distill.sh
+fi
 make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$data/all_pairs.tsv" \
-    general_student_model="$encoder" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
+    general_student_model="$start" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
     num_train_epochs="$teacher_epochs" bash distill.sh
 
 filter_pairs "$data/all_pairs.tsv" "$data/positives.tsv"

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -22,30 +22,62 @@ def atomic_write(path: str | Path, binary: bool = False) -> Iterator[IO]:
 
     Raises OSError, which names `path`, if the file cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    with atomic_writes([path], binary) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_writes(paths: Iterable[str | Path], binary: bool = False) -> Iterator[list[IO]]:
+    """Opens several files as `atomic_write` does. They appear under their names only when all are complete and synced.
+
+    If a file cannot be renamed then, those that were renamed before it are removed.
+    """
+    paths = [Path(os.path.realpath(path)) for path in paths]
+    with contextlib.ExitStack() as partial_files:
+        partials = [partial_files.enter_context(_partial_file(path)) for path in paths]
+        with contextlib.ExitStack() as files:
+            yield [
+                files.enter_context(_synced_file(partial, path, binary))
+                for partial, path in zip(partials, paths, strict=True)
+            ]
+        with contextlib.ExitStack() as renamed:
+            for partial, path in zip(partials, paths, strict=True):
+                os.replace(partial, path)
+                renamed.callback(path.unlink, missing_ok=True)
+            renamed.pop_all()
+
+
+@contextlib.contextmanager
+def _partial_file(path: Path) -> Iterator[Path]:
+    """Yields the name of the partial file. After an error it removes the file, and names `path` in an OSError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as raw:
-            if binary:
-                yield raw
-            else:
-                with contextlib.ExitStack() as stack:
-                    # mtime=0: the same rows give the same bytes.
-                    compressed = (
-                        stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
-                        if path.suffix == ".gz"
-                        else None
-                    )
-                    yield stack.enter_context(_text_writer(compressed or raw))
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(partial, path)
+        yield partial
     except BaseException as error:
         with contextlib.suppress(OSError):  # the first error tells the reason
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def _synced_file(partial: Path, path: Path, binary: bool) -> Iterator[IO]:
+    """Opens the partial file of `path`, and syncs it to the disk at the end."""
+    with open(partial, "wb") as raw:
+        if binary:
+            yield raw
+        else:
+            with contextlib.ExitStack() as stack:
+                # mtime=0: the same rows give the same bytes.
+                compressed = (
+                    stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
+                    if path.suffix == ".gz"
+                    else None
+                )
+                yield stack.enter_context(_text_writer(compressed or raw))
+        raw.flush()
+        os.fsync(raw.fileno())
 
 
 @contextlib.contextmanager

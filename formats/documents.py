@@ -1,5 +1,6 @@
 """Documents of a collection: the tab-separated files of MS MARCO or the JSON lines of BEIR, with or without `.gz`."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -50,3 +51,9 @@ def read_documents(path: str | Path, on_position: Callable[[int], None] | None =
         except ValueError as error:
             raise InputError(f"{path} line {number}: {error}") from None
         yield Document(fields[0], fields[2], fields[3])
+
+
+def document_line(document: Document) -> str:
+    """Returns the line of a document in a `.jsonl` file."""
+    row = {"_id": document.doc_id, "title": document.title, "text": document.body}
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -37,6 +37,11 @@ def add_query(queries: dict[str, str], query_id: str, text: str) -> None:
     queries[query_id] = text
 
 
+def query_line(query_id: str, text: str) -> str:
+    """Returns the line of a query. Consecutive white space in the text becomes one blank."""
+    return f"{query_id}\t{' '.join(text.split())}\n"
+
+
 def _rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
     if is_json_lines(path):
         for number, row in read_json_lines(path):

@@ -169,8 +169,13 @@ def write_qrels(path: str | Path, qrels: Mapping[str, Mapping[str, int]]) -> int
     """Writes qrels in the layout of TREC. Returns the number of judgments."""
     rows = [(query_id, doc_id, grade) for query_id, grades in qrels.items() for doc_id, grade in grades.items()]
     with atomic_write(path) as file:
-        file.writelines(f"{query_id}\t0\t{doc_id}\t{grade}\n" for query_id, doc_id, grade in rows)
+        file.writelines(qrel_line(*row) for row in rows)
     return len(rows)
+
+
+def qrel_line(query_id: str, doc_id: str, relevance: int) -> str:
+    """Returns the line of a relevance judgment in the layout of TREC."""
+    return f"{query_id}\t0\t{doc_id}\t{relevance}\n"
 
 
 def keep_order_in_float32(scores: list[float]) -> list[float]:

@@ -60,6 +60,28 @@ def test_score_by_hand():
     assert list(run["q"]) == ["D2", "D3"]
 
 
+def test_script_takes_k1_and_b(tmp_path):
+    # The same documents as above: "pear" occurs twice in D2, and D2 is longer than D3.
+    corpus, queries = tmp_path / "corpus.jsonl", tmp_path / "queries.tsv"
+    texts = {"D1": "apple tree", "D2": "pear pears apple tree", "D3": "red pear tree"}
+    corpus.write_text("".join(f'{{"_id": "{doc_id}", "text": "{text}"}}\n' for doc_id, text in texts.items()))
+    queries.write_text("q\tpear\n")
+    idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+    flags = ["--collection", corpus, "--queries", queries, "--output_run_file", tmp_path / "run", "--overwrite"]
+    for k1, b in ((1.5, 0.75), (0.9, 0.4), (0, 0.75), (3, 1), (1.2, 0)):
+        done = run_main(SCRIPT, *flags, f"--k1={k1}", f"--b={b}")
+        assert done.status == 0, done.stderr
+        assert f"k1 {float(k1)}, b {float(b)}" in done.stdout
+        expected = {
+            "D2": idf * 2 / (2 + k1 * (1 - b + b * 4 / 3)),
+            "D3": idf * 1 / (1 + k1 * (1 - b + b * 3 / 3)),
+        }
+        assert read_run(tmp_path / "run")["q"] == pytest.approx(expected, rel=1e-6)
+    assert "k1 1.5, b 0.75" in run_main(SCRIPT, *flags).stdout
+    for flag in ("--k1=-0.1", "--k1=nan", "--k1=inf", "--b=-0.1", "--b=1.1", "--b=nan"):
+        assert_refused(run_main(SCRIPT, *flags, flag), flag.partition("=")[0], "is not a number from 0")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_agrees_with_the_reference(seed):
     """Documents are short and similar, so many have the same score at the end of every depth."""

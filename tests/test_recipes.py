@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bash_runner import Ran, run_bash, run_python
+from bash_runner import Ran, only_record, run_bash, run_python
 from tiny import STUDENT, TEACHER, WORDS, Finished, copy_project, random_weights, teacher_weights, write_transformers
 
 from formats.pairs import read_pairs
@@ -84,6 +84,114 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
+def flags_of(calls: list[list[str]], script: str) -> list[dict[str, str]]:
+    """The flags of each call of a script."""
+    return [
+        dict(argument.removeprefix("--").split("=", 1) for argument in call[1:] if "=" in argument)
+        for call in calls
+        if call[0].endswith(script)
+    ]
+
+
+def test_a_teacher_that_is_trained_on_pseudo_queries_first(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    titles = {doc_id: f"cat {i} ran fast on mat {i}" for i, doc_id in enumerate(DOCUMENTS)}
+    rows = [{"_id": doc_id, "title": titles[doc_id], "text": text} for doc_id, text in DOCUMENTS.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = QUERIES | {"q6": titles["d0"]}  # a title, so that it is no pseudo-query
+    (folder / "queries.train.tsv").write_text("".join(f"{name}\t{queries[name]}\n" for name in list(queries)[:5]))
+    (folder / "queries.test.tsv").write_text("".join(f"{name}\t{queries[name]}\n" for name in list(queries)[5:]))
+    for split, names in (("train", list(queries)[:5]), ("test", list(queries)[5:])):
+        (folder / f"qrels.{split}.txt").write_text("".join(f"{name} 0 {RELEVANT[name]} 1\n" for name in names))
+    write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
+    variables = {
+        "name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder"), "threshold": "0", "methods": "",
+        "pseudo_queries": "12", "general_documents": "3",
+    }  # fmt: skip
+    data, models = project / "data" / "tiny", project / "models" / "tiny"
+
+    def stopped(script: str, *arguments: str) -> Finished:
+        """Stops at the general text, after the teacher."""
+        return Finished(3, "", "") if script.endswith("make_text.py") else run_python(script, *arguments)
+
+    done = run_recipe(project, "beir.sh", stopped, **variables)
+    assert done.returncode == 3, done.stderr
+    first, second = flags_of(done.calls, "distill.py")
+    wanted = {"distill_model": "hard", "teacher_model": "", "learning_rate": "3e-5", "num_train_epochs": "1",
+              "general_student_model": str(tmp_path / "encoder"), "output_student_dir": "models/tiny/pseudo_teacher",
+              "features_file": "data/tiny/pseudo_pairs.19.features"}  # fmt: skip
+    assert wanted.items() <= first.items()
+    wanted = {"distill_model": "hard", "learning_rate": "2e-5", "general_student_model": "models/tiny/pseudo_teacher",
+              "features_file": "data/tiny/all_pairs.19.features"}  # fmt: skip
+    assert wanted.items() <= second.items()
+    # the first teacher has a classifier, which the second one keeps
+    weights = [load_ranker(models / name)[0].classifier.weight for name in ("pseudo_teacher", "teacher")]
+    assert 0 < (weights[0] - weights[1]).abs().max() < 1e-3
+    assert "classifier" not in (models / "teacher" / "distill.log").read_text()
+    # one positive and one negative of each query; no query is that of the test, and no passage has a title
+    pairs = list(read_pairs(data / "pseudo_pairs.tsv", labelled=True))
+    assert [pair.label for pair in pairs] == [1, 0] * 12
+    assert {pair.query for pair in pairs} < set(titles.values()) - {titles["d0"]}
+    assert {pair.passage for pair in pairs} <= set(DOCUMENTS.values())
+
+    # nothing is made twice, and each stopped step is finished
+    kept = {path: path.read_bytes() for path in data.iterdir() if path.name.startswith("pseudo_pairs")}
+    for path in (models / "teacher", models / "pseudo_teacher"):
+        (path / "config.json").unlink()
+        (path / "training.json").write_text((path / "training.json").read_text().replace("true", "false"))
+    for name in ("pseudo_queries.tsv.report.json", "pseudo_top100", "pseudo_pairs.tsv.report.json"):
+        (data / name).unlink()
+    done = run_recipe(project, "beir.sh", stopped, **variables)
+    assert done.returncode == 3, done.stderr
+    assert load_ranker(models / "teacher")[0].classifier.weight.equal(weights[1])
+    assert (data / "pseudo_pairs.tsv").read_bytes() == kept[data / "pseudo_pairs.tsv"]
+    done = run_recipe(project, "beir.sh", stopped, **variables)
+    assert [call[0].rpartition("/")[2] for call in done.calls] == ["make_text.py"]
+
+
+def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
+    data, models = project / "data" / "python_docs", project / "models" / "python_docs"
+
+    def answer(script: str, *arguments: str) -> Finished:
+        if script.startswith("data_preparation/"):
+            return run_python(script, *arguments)
+        flags = flags_of([[script, *arguments]], script)[0]
+        if script.endswith("build_collection.py"):
+            bodies = [
+                "Glaciers flow downhill under their weight. Heavy ice.",
+                "Bees build combs of pure soft wax. Heavy wax.",
+            ]
+            (data / "docs.tsv").write_text("".join(f"D{i}\tu\ta.B\t{body}\n" for i, body in enumerate(bodies)))
+            (data / "queries.test.tsv").write_text("1\tReturns a list\n")
+            (data / "train_pairs.tsv").touch()
+            (data / "report.json").touch()
+        elif "output_features_file" in flags:
+            (project / flags["output_features_file"]).touch()
+        else:
+            model = project / flags.get("output_dir", flags.get("output_student_dir"))
+            model.mkdir()
+            (model / "config.json").touch()
+        return Finished(0, "", "")
+
+    done = run_recipe(project, "python_docs/prepare.sh", answer, pseudo_queries="50", teacher_epochs="3")
+    assert done.returncode == 0, done.stderr
+    wanted = [("pseudo_pairs", "encoder", "pseudo_teacher", "3e-5", "1"),
+              ("train_pairs", "pseudo_teacher", "teacher", "2e-5", "3")]  # fmt: skip
+    for call, (pairs, start, output, learning_rate, epochs) in zip(
+        flags_of(done.calls, "distill.py"), wanted, strict=True
+    ):
+        assert call["distill_model"] == "hard" and call["features_file"] == f"data/python_docs/{pairs}.19.features"
+        assert call["general_student_model"] == f"models/python_docs/{start}"
+        assert call["output_student_dir"] == f"models/python_docs/{output}"
+        assert (call["learning_rate"], call["num_train_epochs"]) == (learning_rate, epochs)
+    texts = [pair.query for pair in read_pairs(data / "pseudo_pairs.tsv", labelled=True) if pair.label]
+    assert texts == ["Glaciers flow downhill under their weight", "Bees build combs of pure soft wax"]
+    (models / "teacher" / "config.json").unlink()
+    done = run_recipe(project, "python_docs/prepare.sh", only_record, pseudo_queries="50")
+    assert [call[0] for call in done.calls] == ["distill.py"]
+
+
 @pytest.mark.parametrize("recipe", ["beir.sh", "msmarco_doc.sh"])
 def test_what_is_prepared_is_not_prepared_again_for_no_methods(project: Path, tmp_path: Path, recipe: str) -> None:
     made = {"data": ["top100.train", "top100.test", "test_pairs.tsv.report.json", "all_pairs.tsv.report.json",
@@ -109,7 +217,9 @@ def test_the_source_of_a_beir_collection_has_to_be_named(project: Path) -> None:
 
 def test_a_value_is_no_expression_of_the_shell(project: Path) -> None:
     expression = "a[$(touch${IFS}hacked)]"
-    own = {"name": "tiny", "source": "x"} | dict.fromkeys(("num_held_out", "num_negatives", "window"), expression)
+    own = {"name": "tiny", "source": "x"} | dict.fromkeys(
+        ("num_held_out", "num_negatives", "window", "pseudo_queries", "pseudo_kind"), expression
+    )
     done = run_recipe(project, "beir.sh", lambda *arguments: Finished(0, "", ""), **own, methods="")
     assert expression in next(call for call in done.calls if call[0].endswith("split_queries.py"))
     own = {"name": "tiny", "students": expression, "train_qrels": expression}

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from data_preparation.pseudo_queries import normalize
 from experiments.python_docs.docstrings import Function, Source
 from runtime.errors import InputError
 
@@ -34,11 +35,6 @@ def clean(text: str) -> str:
     """Returns the text in one line, without control characters and without lines such as `-----`."""
     text = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(re.sub(r"[-=*#~_+^]{4,}", " ", text).split())
-
-
-def normalize(text: str) -> str:
-    """Returns only the words, in lower case. Texts count as equal if this is equal."""
-    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def make_collection(sources: list[Source], min_words: int, max_words: int) -> tuple[list[Document], list[Query]]:

@@ -15,6 +15,9 @@ student_layers=${student_layers:-2,4,6}     # layers of the encoder that the gen
 teacher_batch_size=${teacher_batch_size:-8} # examples per step
 teacher_learning_rate=${teacher_learning_rate:-2e-5} # the highest value; with 5e-5 and few steps it learned very little
 teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
+pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the teacher is trained on first; 0: none
+pseudo_kind=${pseudo_kind:-sentence}        # what they are. Titles are only names here, such as argparse.Action
+pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 precision=${precision:-auto}                # as in distill.sh
 python=${python:-python}                    # the Python interpreter
@@ -25,11 +28,22 @@ make "$data/report.json" "$python" experiments/python_docs/build_collection.py -
 make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir="$encoder"
 make "$models/general_student/config.json" "$python" model_tools/make_general_student.py --model_dir="$encoder" \
     --layers="$student_layers" --output_dir="$models/general_student"
+
+# Fine-tunes a model on the labels of pairs. Call: fine_tune PAIRS MODEL OUTPUT_DIR LEARNING_RATE PASSES
+fine_tune() {
+    tokenize train "$1" "$encoder"
+    "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$2" \
+        --output_student_dir="$3" --train_batch_size="$teacher_batch_size" --learning_rate="$4" \
+        --num_train_epochs="$5" --train_loss_step=20 --device="$device" --precision="$precision" --resume
+}
+
 if [[ ! -e $models/teacher/config.json ]]; then
-    tokenize train "$data/train_pairs.tsv" "$encoder"
     echo "Fine-tuning the teacher of the example; this takes a few minutes without a GPU"
-    "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$encoder" \
-        --output_student_dir="$models/teacher" --train_batch_size="$teacher_batch_size" \
-        --learning_rate="$teacher_learning_rate" --num_train_epochs="$teacher_epochs" --train_loss_step=20 \
-        --device="$device" --precision="$precision" --resume
+    start=$encoder
+    if [[ $pseudo_queries != 0 ]]; then
+        start=$models/pseudo_teacher
+        make_pseudo_pairs "$data/docs.tsv" "$data/queries.test.tsv"
+        make "$start/config.json" fine_tune "$data/pseudo_pairs.tsv" "$encoder" "$start" "$pseudo_learning_rate" 1
+    fi
+    fine_tune "$data/train_pairs.tsv" "$start" "$models/teacher" "$teacher_learning_rate" "$teacher_epochs"
 fi
