@@ -11,7 +11,7 @@ from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, run_script
+from runtime.script import refuse_existing, report, run_script
 
 DESCRIPTION = """Aggregates the scores of a document's passages into one score and ranks the documents of each query.
 
@@ -107,9 +107,11 @@ def main() -> None:
         num_documents = write_run(args.output_results_file, run, args.run_name)
     seconds = time.perf_counter() - start
     read = f"; {rejected.counts(taken=num_passages)}" if args.skip_malformed else ""
-    print(
+    report(
         f"{args.output_results_file}: {args.aggregation} of {num_passages:,} passages, {num_documents:,} documents, "
-        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s){read}"
+        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s){read}",
+        args.output_results_file,
+        log=False,
     )
 
 

@@ -53,8 +53,9 @@ from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
 from training.optimizer import BertAdam, GradientError, decay_groups
+from training.output_dir import LOG_FILE, check_earlier_run, check_inputs_stay, discard_run
 from training.precision import Precision
-from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
+from training.run_directory import RunDirectory, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
@@ -281,7 +282,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
         run.prepare()
         for directory in later if args.overwrite else ():
             discard_run(directory)
-    with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
+    with log_to(output / LOG_FILE if rank() == 0 else Path("/dev/null"), output):
         logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
         logger.info("device: %s", devices_name(device))
         for record in records:
@@ -331,14 +332,17 @@ def main(args: argparse.Namespace) -> None:
         be_deterministic()
     if args.tensorboard_dir is not None:
         import_tensorboard()  # before an earlier run is replaced
+    files = args.features_file, args.dev_features_file, args.dev_qrels
+    models = args.teacher_model, args.general_student_model
+    for training in trainings(args):
+        check_inputs_stay(training.output_student_dir, files, models)
     with contextlib.ExitStack() as locks:
         runs = []
         for training in trainings(args):
             precision = Precision(args.precision, device, args.fp16_backend, args.fp16_opt_level)
             if rank() == 0:
                 locks.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
-            inputs = [args.teacher_model, args.general_student_model, args.features_file]
-            check_output_dir(training.output_student_dir, training.overwrite, training.resume, inputs)
+            check_earlier_run(training.output_student_dir, training.overwrite, training.resume)
             runs.append((training, precision))
         outputs = [training.output_student_dir for training, _ in runs]
         for number, (training, precision) in enumerate(runs, start=1):

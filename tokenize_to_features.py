@@ -15,7 +15,7 @@ from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.hub import model_directory
+from runtime.hub import model_directory, model_files
 from runtime.script import refuse_existing, report, run_script
 from tokenization.packing import pack_text
 from tokenization.pair_encoding import encode_pairs, useful_processes
@@ -91,8 +91,9 @@ OUTPUT_FEATURES_FILE.rejected.tsv.""",
         raise InputError("--seed: needs to be 0 or more")
     if args.skip_malformed and args.set_name == "general":
         raise InputError("--skip_malformed: is for pairs; leave it out with --set_name general, and correct the text")
+    inputs = [args.raw_data_file, *model_files(args.bert_model_dir)]
     for output in (args.output_features_file, RejectedLines(args.output_features_file).path):
-        refuse_existing(output, "--output_features_file", args.overwrite, [args.raw_data_file])
+        refuse_existing(output, "--output_features_file", args.overwrite, inputs, beside=[".log"])
     return args
 
 

