@@ -3,14 +3,13 @@
 import argparse
 import time
 
-from tqdm import tqdm
-
 from evaluation.aggregation import aggregation_function, first_p
 from formats.lines import OnMalformed, RejectedLines, refuse_line
 from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import refuse_existing, report, run_script
 
 DESCRIPTION = """Aggregates the scores of a document's passages into one score and ranks the documents of each query.
@@ -38,7 +37,7 @@ def read_documents(
     """
     documents: dict[str, dict[str, list[float]]] = {}
     count = 0
-    for number, row in tqdm(read_numbered_scores(scores_file, on_malformed), unit=" passages", disable=None):
+    for number, row in ProgressBar(read_numbered_scores(scores_file, on_malformed), unit=" passages"):
         try:
             doc_id, passage_number = split_passage_id(row.passage_id)
             scores = documents.get(row.query_id, {}).get(doc_id, [])

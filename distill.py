@@ -25,7 +25,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from formats.checksums import file_sha256
@@ -48,6 +47,7 @@ from runtime.distributed import (
 )
 from runtime.errors import InputError
 from runtime.hub import model_directory
+from runtime.progress import ProgressBar
 from runtime.script import buffered_log, lock_directory, log_to, run_script
 from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
@@ -167,7 +167,7 @@ def train(
     progress = run.restore(training, device)
     clock = Clock(progress.global_step)
     steps = steps_from(progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts)
-    bar = tqdm(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps", disable=None)
+    bar = ProgressBar(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps")
     with logging_redirect_tqdm(), bar, defer_signals("finishing the step and saving") as signals:
         for step, examples, own_parts in steps:
             clock.start_step()

@@ -72,7 +72,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from formats.atomic import atomic_write
 from formats.features import check_pairs, read_blocks
@@ -90,6 +89,7 @@ from runtime.distributed import (
     rank,
     rank_zero_only,
 )
+from runtime.progress import ProgressBar
 from runtime.script import already_complete, buffered_log, report, run_script
 
 logger = logging.getLogger("rerank")
@@ -119,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
 
     def rows() -> Iterator[PassageScore]:
         nonlocal scored
-        with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
+        with ProgressBar(total=count, desc="re-ranking", unit=" passages") as progress:
             for block in read_blocks(args.features_file):
                 try:
                     scores, own = relevance_scores(model, block.lengths(), block.batch, batch_tokens, progress)

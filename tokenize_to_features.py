@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from formats.features import SET_NAMES, Example, FeaturesHeader, write_features
 from formats.lines import OnMalformed, RejectedLines
 from formats.pairs import NO_LABEL, read_pairs
@@ -16,6 +14,7 @@ from formats.text import TextLine, read_text
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.hub import model_directory, model_files
+from runtime.progress import ProgressBar
 from runtime.script import refuse_existing, report, run_script
 from tokenization.packing import pack_text
 from tokenization.pair_encoding import encode_pairs, useful_processes
@@ -104,7 +103,7 @@ def pair_examples(
     pairs, texts = itertools.tee(read_pairs(args.raw_data_file, args.set_name == "train", on_malformed))
     texts = ((pair.query, pair.passage) for pair in texts)
     encoded = encode_pairs(tokenizer, texts, args.max_seq_length, useful_processes())
-    pairs = tqdm(pairs, desc="tokenizing", unit=" pairs", disable=None)
+    pairs = ProgressBar(pairs, desc="tokenizing", unit=" pairs")
     for (input_ids, first_segment_length), pair in zip(encoded, pairs, strict=True):
         yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
 
@@ -121,7 +120,7 @@ def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter)
             seen["lines"] += 1
             yield line
 
-    with tqdm(desc="tokenizing", unit=" tokens", unit_scale=True, disable=None) as progress:
+    with ProgressBar(desc="tokenizing", unit=" tokens", unit_scale=True) as progress:
         packed = pack_text(tokenizer, lines(), args.max_seq_length, args.seed)
         for number, (input_ids, first_segment_length) in enumerate(packed):
             yield Example(f"general_{number}", input_ids, first_segment_length, NO_LABEL)

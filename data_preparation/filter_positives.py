@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from runtime.progress import ProgressBar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -84,7 +84,7 @@ def read_document_scores(path: Path) -> dict[RelevantDocument, dict[str, float]]
     probability.
     """
     scores: dict[RelevantDocument, dict[str, float]] = {}
-    for query_id, passage_id, score in tqdm(read_scores(path), desc="reading scores", unit=" scores", disable=None):
+    for query_id, passage_id, score in ProgressBar(read_scores(path), desc="reading scores", unit=" scores"):
         if not 0 <= score <= 1:
             raise InputError(
                 f"{path}: passage {passage_id} of query {query_id} has score {score}, which is not a probability "
@@ -109,7 +109,7 @@ def filtered(
 
     Raises InputError if positives and scores are not of the same passages.
     """
-    for pair in tqdm(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs", disable=None):
+    for pair in ProgressBar(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs"):
         try:
             query_id, passage_id = split_example_id(pair.example_id)
             document = query_id, split_passage_id(passage_id)[0]

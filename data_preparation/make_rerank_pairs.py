@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
+from runtime.progress import ProgressBar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -63,7 +63,7 @@ def main() -> None:
     needed = read_needed(collection, {doc_id for doc_ids in ranked.values() for doc_id in doc_ids}, "--candidates")
 
     def pairs() -> Iterator[Pair]:
-        for query_id, doc_ids in tqdm(ranked.items(), desc="writing pairs", unit=" queries", disable=None):
+        for query_id, doc_ids in ProgressBar(ranked.items(), desc="writing pairs", unit=" queries"):
             for doc_id in doc_ids:
                 if document := needed.documents.get(doc_id):
                     passages = split_into_passages(

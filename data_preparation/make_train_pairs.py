@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from runtime.progress import ProgressBar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -140,7 +140,7 @@ def main() -> None:
     count = [0, 0]
 
     def pairs() -> Iterator[Pair]:
-        for query_id, documents in tqdm(sampled.items(), desc="writing pairs", unit=" queries", disable=None):
+        for query_id, documents in ProgressBar(sampled.items(), desc="writing pairs", unit=" queries"):
             text = queries[query_id]
             for pair in (
                 *relevant_pairs(query_id, text, documents, split, args.max_positive_passages),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from runtime.progress import ProgressBar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -157,7 +157,7 @@ def main() -> None:
     start = time.perf_counter()
     modules = find_modules(args.source_dir)
     sources = [
-        source for path in tqdm(modules, unit=" modules", disable=None) for source in read_module(path, args.source_dir)
+        source for path in ProgressBar(modules, unit=" modules") for source in read_module(path, args.source_dir)
     ]
     documents, queries = make_collection(sources, args.min_words, args.max_words)
     splits = sample_queries(queries, args.num_train_queries, args.num_test_queries, args.seed)
