@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.progress import ProgressBar
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.histogram import write_score_histogram
@@ -19,6 +17,7 @@ from formats.pairs import Pair, read_pairs, split_example_id, write_pairs
 from formats.scores import read_scores, split_passage_id
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import report, run_script
 
 # (query_id, doc_id)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from runtime.progress import ProgressBar
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.needed import read_needed
@@ -19,6 +17,7 @@ from formats.atomic import atomic_files
 from formats.pairs import Pair, make_example_id, write_pairs
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import report, run_script
 
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from runtime.progress import ProgressBar
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_preparation.candidates import bm25_candidates
@@ -23,6 +21,7 @@ from formats.pairs import Pair, write_pairs
 from formats.trec import write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import refuse_existing, report, run_script, same_files
 
 DESCRIPTION = """Makes a collection from the docstrings in the standard library's sources. The sources are parsed, not
