@@ -333,9 +333,8 @@ def main(args: argparse.Namespace) -> None:
     if args.tensorboard_dir is not None:
         import_tensorboard()  # before an earlier run is replaced
     files = args.features_file, args.dev_features_file, args.dev_qrels
-    models = args.teacher_model, args.general_student_model
     for training in trainings(args):
-        check_inputs_stay(training.output_student_dir, files, models)
+        check_inputs_stay(training.output_student_dir, files, [args.teacher_model, args.general_student_model])
     with contextlib.ExitStack() as locks:
         runs = []
         for training in trainings(args):
