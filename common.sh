@@ -1,10 +1,155 @@
-# What the shell scripts share. A script sets its variables, then reads this file: source ./common.sh
+# What the shell scripts share. A script reads this file before it sets its variables: source ./common.sh
+
+default_python=python
+[[ ! -x .venv/bin/python ]] || default_python=.venv/bin/python
 
 # Ends the script because of a user's mistake.
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 2
 }
+
+# --- settings: the lines `variable=${variable:-default}  # comment` at the top of a script
+
+setting_line='^([a-z][a-z0-9_]*)=[$][{][a-z0-9_]+:?-([^}]*)[}] *(# *(.*))?$'
+
+# Names that variables have in other programs. They are refused, with the right name.
+other_names='learning_rate lr
+num_train_epochs epochs num_epochs train_epochs
+train_batch_size batch_size
+eval_batch_size batch_size
+max_seq_length max_length max_len max_seq_len seq_length
+gradient_accumulation_steps accumulation_steps grad_accum
+warmup_proportion warmup warmup_ratio warmup_steps
+layer_map layers
+distill_model_type distill_model method
+teacher_model teacher
+student_model student
+output_student_dir output_dir student_dir
+early_stopping_patience patience
+seed random_seed
+num_processes num_gpus'
+
+# Takes arguments VARIABLE=VALUE like variables before the command; --help prints the variables. Refuses other names.
+# Call: read_arguments SCRIPT "$@"
+read_arguments() {
+    local argument key
+    settings=$(awk '/^[a-z][a-z0-9_]*=[$][{]/ {found = 1; print; next} found && NF && !/^ *#/ {exit} {print}' "$1")
+    variables=$(while IFS= read -r argument; do
+        [[ ! $argument =~ $setting_line ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+    done <<<"$settings")
+    shift
+    for argument; do
+        [[ $argument != --help && $argument != -h ]] || print_help
+    done
+    for argument; do
+        key=${argument%%=*}
+        if [[ $argument != *=* ]] || ! is_variable "$key"; then
+            key=${key//[!A-Za-z0-9_-]/?}
+            fail "${key:0:60} is not a VARIABLE=VALUE of this script; the nearest is $(nearest "${key:0:60}")=," \
+                "--help lists all"
+        fi
+        export "$key=${argument#*=}"
+    done
+    for key in $(cut -d ' ' -f 2- <<<"$other_names"); do
+        is_variable "$key" || [[ -z ${!key:-} || -z $(right_name "$key") ]] ||
+            fail "$key is set, but it is not a variable of this script; set $(right_name "$key")"
+    done
+}
+
+is_variable() {
+    [[ $1 != *[!a-z0-9_]* && $'\n'$variables$'\n' == *$'\n'"$1"$'\n'* ]]
+}
+
+# Prints the variable of this script that has the name $1 in other programs, if there is one.
+right_name() {
+    local key others
+    while read -r key others; do
+        [[ " $others " != *" $1 "* ]] || ! is_variable "$key" || { printf '%s' "$key" && return; }
+    done <<<"$other_names"
+}
+
+# Prints the variable whose name is nearest to $1: the right name for it, or the one with the smallest edit distance.
+nearest() {
+    local key
+    key=${1#--}
+    key=$(right_name "$key")
+    [[ -z $key ]] || { printf '%s' "$key" && return; }
+    given=${1#--} awk '
+        {
+            given = ENVIRON["given"]
+            for (i = 0; i <= length(given); i++) d[i, 0] = i
+            for (j = 0; j <= length($0); j++) d[0, j] = j
+            for (i = 1; i <= length(given); i++)
+                for (j = 1; j <= length($0); j++) {
+                    d[i, j] = d[i - 1, j - 1] + (substr(given, i, 1) != substr($0, j, 1))
+                    if (d[i - 1, j] + 1 < d[i, j]) d[i, j] = d[i - 1, j] + 1
+                    if (d[i, j - 1] + 1 < d[i, j]) d[i, j] = d[i, j - 1] + 1
+                }
+            if (NR == 1 || d[length(given), length($0)] < least) {
+                least = d[length(given), length($0)]
+                name = $0
+            }
+        }
+        END { printf "%s", name }' <<<"$variables"
+}
+
+# Prints the comments and variables at the top of the script, and ends it.
+print_help() {
+    local line more_line='^ +# *(.*)'
+    while IFS= read -r line; do
+        if [[ $line =~ $setting_line ]]; then
+            printf '  %-44s %s\n' "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}" "${BASH_REMATCH[4]}"
+        elif [[ $line =~ $more_line ]]; then
+            printf '  %-44s %s\n' '' "${BASH_REMATCH[1]}"
+        elif [[ -z $line || $line == '# '* || $line == '#' ]]; then
+            line=${line#'#'}
+            printf '%s\n' "${line# }"
+        fi
+    done <<<"$settings"
+    exit 0
+}
+
+# Sets `changed` to the variables that differ from their defaults. Sets `student_suffix` to those of them that change
+# the student, with their values: the variables in the sections method, best checkpoint and training.
+compare_with_defaults() {
+    local line section= key default value
+    changed=' ' student_suffix=
+    while IFS= read -r line; do
+        [[ $line != '# --- '* ]] || section=${line#'# --- '}
+        [[ $line =~ $setting_line ]] || continue
+        key=${BASH_REMATCH[1]} default=${BASH_REMATCH[2]}
+        case $default in
+            *'$collection'*) default=${default%%'$collection'*}$collection${default#*'$collection'} ;;
+            '$default_python') default=$default_python ;;
+        esac
+        value=${!key}
+        [[ $value != "$default" ]] || continue
+        changed="$changed$key "
+        case $section:$key in
+            method*:distill_model_type) ;;
+            method*:* | training*:* | best*:*)
+                [[ $value != yes ]] || value=
+                value=${value//[!A-Za-z0-9.,+-]/_}
+                student_suffix=${student_suffix}_$key${value:0:40}
+                ;;
+        esac
+    done <<<"$settings"
+}
+
+# Prints the variables, one a line, with a mark at those that differ from their defaults.
+print_settings() {
+    local key value mark
+    echo "Settings (*: not the default)"
+    for key in $variables; do
+        value=${!key} mark=' '
+        [[ $changed != *" $key "* ]] || mark='*'
+        [[ $value != *[[:cntrl:]]* ]] || value=$(printf '%q' "$value")
+        printf '%s %-30s %s\n' "$mark" "$key" "$value"
+    done
+}
+
+# --- checks
 
 # Ends the script unless each of these variables is yes or no.
 check_yes_no() {
@@ -28,17 +173,22 @@ check_exists() {
     done
 }
 
-[[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
-[[ ${num_processes:-1} =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is not a number from 1 to 9999"
+# Ends the script if num_processes or the old variable fp16 is wrong.
+check_hardware() {
+    [[ -z ${fp16:-} ]] || fail "fp16=$fp16 is an old name; set precision=auto, fp32, bf16 or fp16"
+    [[ $num_processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "num_processes=$num_processes is not a number from 1 to 9999"
+}
 
-# The start of a command that runs a script in num_processes processes. They share the CPU's cores.
-launch=("$python")
-if [[ ${num_processes:-1} != 1 ]]; then
+# Sets `launch`: the start of a command that runs a script in num_processes processes. They share the CPU's cores.
+set_launch() {
+    local cores threads
+    launch=("$python")
+    [[ $num_processes != 1 ]] || return 0
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     threads=${OMP_NUM_THREADS:-$((cores > num_processes ? cores / num_processes : 1))}
     launch=(env OMP_NUM_THREADS="$threads"
         "$python" -m torch.distributed.run --standalone --nproc_per_node "$num_processes")
-fi
+}
 
 # Sets `features` to the features file of a set (train, dev, test, general); tokenizes if needed. A file that is named
 # is made only if it is missing; there is a warning if it was made from other pairs, and the pairs may be missing.

@@ -4,8 +4,6 @@ import argparse
 import sys
 import time
 
-from tqdm import tqdm
-
 from evaluation.aggregation import aggregation_function, first_p
 from evaluation.interpolation import interpolate, tune
 from evaluation.measures import Run, canonical_name, retrieves_relevant
@@ -15,7 +13,8 @@ from formats.scores import read_numbered_scores, split_passage_id
 from formats.trec import read_qrels_with_note, read_run, write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, run_script
+from runtime.progress import ProgressBar
+from runtime.script import refuse_existing, report, run_script
 
 DESCRIPTION = """Aggregates the scores of a document's passages into one score and ranks the documents of each query.
 
@@ -47,7 +46,7 @@ def read_documents(
     """
     documents: dict[str, dict[str, list[float]]] = {}
     count = 0
-    for number, row in tqdm(read_numbered_scores(scores_file, on_malformed), unit=" passages", disable=None):
+    for number, row in ProgressBar(read_numbered_scores(scores_file, on_malformed), unit=" passages"):
         try:
             doc_id, passage_number = split_passage_id(row.passage_id)
             scores = documents.get(row.query_id, {}).get(doc_id, [])
@@ -178,9 +177,11 @@ def main() -> None:
         num_documents = write_run(args.output_results_file, run, args.run_name)
     seconds = time.perf_counter() - start
     read = f"; {rejected.counts(taken=num_passages)}" if args.skip_malformed else ""
-    print(
+    report(
         f"{args.output_results_file}: {args.aggregation} of {num_passages:,} passages, {num_documents:,} documents, "
-        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s){read}"
+        f"{len(run):,} queries, in {seconds:.1f} s ({num_passages / seconds:,.0f} passages/s){read}",
+        args.output_results_file,
+        log=False,
     )
 
 

@@ -25,7 +25,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from formats.checksums import file_sha256
@@ -48,14 +47,16 @@ from runtime.distributed import (
 )
 from runtime.errors import InputError
 from runtime.hub import model_directory
+from runtime.progress import ProgressBar
 from runtime.script import buffered_log, lock_directory, log_to, run_script
 from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
 from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
 from training.model_card import training_facts
 from training.optimizer import BertAdam, GradientError, decay_groups
+from training.output_dir import LOG_FILE, check_earlier_run, check_inputs_stay, discard_run
 from training.precision import Precision
-from training.run_directory import RunDirectory, check_output_dir, discard_run, import_tensorboard
+from training.run_directory import RunDirectory, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
@@ -167,7 +168,7 @@ def train(
     progress = run.restore(training, device)
     clock = Clock(progress.global_step)
     steps = steps_from(progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts)
-    bar = tqdm(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps", disable=None)
+    bar = ProgressBar(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps")
     with logging_redirect_tqdm(), bar, defer_signals("finishing the step and saving") as signals:
         for step, examples, own_parts in steps:
             clock.start_step()
@@ -282,7 +283,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
         run.prepare()
         for directory in later if args.overwrite else ():
             discard_run(directory)
-    with log_to(output / "distill.log" if rank() == 0 else Path("/dev/null")):
+    with log_to(output / LOG_FILE if rank() == 0 else Path("/dev/null"), output):
         logger.info("settings: %s", ", ".join(f"{name}={value}" for name, value in vars(args).items()))
         logger.info("device: %s", devices_name(device))
         logger.info("features: %s, %s", args.features_file, features.header.origin())
@@ -331,14 +332,16 @@ def main(args: argparse.Namespace) -> None:
         be_deterministic()
     if args.tensorboard_dir is not None:
         import_tensorboard()  # before an earlier run is replaced
+    files = args.features_file, args.dev_features_file, args.dev_qrels
+    for training in trainings(args):
+        check_inputs_stay(training.output_student_dir, files, [args.teacher_model, args.general_student_model])
     with contextlib.ExitStack() as locks:
         runs = []
         for training in trainings(args):
             precision = Precision(args.precision, device, args.fp16_backend, args.fp16_opt_level)
             if rank() == 0:
                 locks.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
-            inputs = [args.teacher_model, args.general_student_model, args.features_file]
-            check_output_dir(training.output_student_dir, training.overwrite, training.resume, inputs)
+            check_earlier_run(training.output_student_dir, training.overwrite, training.resume)
             runs.append((training, precision))
         if len(runs) > 1 and args.dev_features_file is not None:  # only the last training uses them; check them now
             read_dev_pairs(args.dev_features_file, args.dev_qrels, args.dev_measure, read_header(args.features_file))

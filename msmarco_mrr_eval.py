@@ -24,7 +24,7 @@ from formats.lines import OnMalformed
 from formats.trec import read_qrels_with_note, read_ranked_run, read_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, run_script
+from runtime.script import already_complete, print_text, refuse_existing, run_script
 
 DESCRIPTION = """Prints the number of queries of a run (query_num) with MRR and MRR@10, or other measures. For several
 runs it prints a table.
@@ -238,7 +238,8 @@ def main() -> None:
         raise InputError(f"--baseline: {error}") from None
     if args.per_query:
         write_per_query(args.per_query, evaluated)
-    print(format_runs(args.format, evaluated, baseline, tests), end="")
+    with already_complete(args.per_query):
+        print_text(format_runs(args.format, evaluated, baseline, tests))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.hub import model_directory, model_files
 from runtime.script import refuse_existing
 
 
@@ -56,7 +57,9 @@ def check_args(args: argparse.Namespace) -> None:
     """Raises InputError for values that cannot work, before anything is loaded."""
     if args.eval_batch_size is not None and args.eval_batch_size < 1:
         raise InputError("--eval_batch_size: needs to be 1 or more")
-    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
+    inputs = [args.features_file, *model_files(args.model_dir)]
+    beside = [".log", ".speed.json"]
+    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, inputs, beside)
 
 
 if __name__ == "__main__":
@@ -69,7 +72,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from formats.atomic import atomic_write
 from formats.features import check_pairs, read_blocks
@@ -87,8 +89,8 @@ from runtime.distributed import (
     rank,
     rank_zero_only,
 )
-from runtime.hub import model_directory
-from runtime.script import buffered_log, log_line, report, run_script
+from runtime.progress import ProgressBar
+from runtime.script import already_complete, buffered_log, log_line, report, run_script
 
 logger = logging.getLogger("rerank")
 
@@ -125,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
 
     def rows() -> Iterator[PassageScore]:
         nonlocal scored
-        with tqdm(total=count, desc="re-ranking", unit=" passages", disable=None) as progress:
+        with ProgressBar(total=count, desc="re-ranking", unit=" passages") as progress:
             for block in read_blocks(args.features_file):
                 try:
                     scores, own = relevance_scores(model, block.lengths(), block.batch, batch_tokens, progress)
@@ -156,7 +158,8 @@ def main(args: argparse.Namespace) -> None:
         report(line, args.output_scores_file)
     speed = {"passages": count, "seconds": round(seconds, 3), "passages_per_second": round(count / seconds, 1)}
     speed |= {"model_dir": str(args.model_dir), "precision": precision, "device": devices_name(device)}
-    with atomic_write(f"{args.output_scores_file}.speed.json") as file:
+    speed_file = f"{args.output_scores_file}.speed.json"
+    with already_complete(args.output_scores_file), atomic_write(speed_file) as file:
         file.write(json.dumps(speed) + "\n")
     report(
         f"wrote {args.output_scores_file}: {count} passages in {seconds:.1f} s, {count / seconds:.1f} passages/s, "

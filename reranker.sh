@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Re-ranks the candidates of the test queries with the teacher and the student; prints the measures:  bash reranker.sh
-# Edit the variables below, or set them in the environment:   aggregation=FirstP bash reranker.sh
+# Edit the variables below, or set them for one command:   bash reranker.sh aggregation=FirstP
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./common.sh
+read_arguments reranker.sh "$@"
 
 # --- files. For your own collection, set its name and the paths of its files and models.
 collection=${collection:-python_docs}       # python_docs is the bundled example, which distill.sh builds
@@ -28,9 +30,10 @@ num_processes=${num_processes:-1}           # processes that share the passages,
                                             # On a CPU, 2 can be faster for a small model
 precision=${precision:-auto}                # of the models: fp32, bf16, fp16 (GPU only), int8 (8-bit weights, a CPU),
                                             # or auto: fp16 on a GPU, bf16 on a CPU with bfloat16, else fp32
-python=${python:-python}                    # the Python interpreter
+python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
-source ./common.sh
+compare_with_defaults
+check_hardware
 check_yes_no do_lower_case
 [[ -z $interpolation_weight || $interpolation_weight =~ ^(0|1|0?\.[0-9]+|1\.0+)$ ]] ||
     fail "interpolation_weight=$interpolation_weight is not a number from 0 to 1, such as 0.5"
@@ -38,21 +41,33 @@ student=$(basename -- "$student_model")
 [[ -n $student_model$teacher_model ]] || fail "teacher_model and student_model are both empty; set one of them"
 [[ $student != teacher ]] || fail "student_model=$student_model has the name of the teacher's run; rename it"
 check_exists "run 'bash distill.sh' first" student_model teacher_model candidates_run qrels
+for run in ${teacher_model:+teacher} ${student_model:+"$student"}; do
+    for suffix in .run .run.rejected.tsv .scores.tsv .scores.tsv.log .scores.tsv.speed.json; do
+        for input in candidates_run qrels test_pairs features_file; do
+            [[ ! $runs_dir/$run$suffix -ef ${!input} ]] ||
+                fail "$input=${!input} is $run$suffix in runs_dir, which is replaced; set another runs_dir"
+        done
+    done
+done
 mkdir -p -- "$runs_dir"
-tokenize test "$test_pairs" "${student_model:-$teacher_model}" "$features_file"
 
-# Makes NAME.scores.tsv and NAME.run in runs_dir, and NAME.interpolated.run if wanted. Call: rank NAME MODEL
+# Makes NAME.scores.tsv and NAME.run in runs_dir, and NAME.interpolated.run if wanted. Call: rank NAME MODEL [FLAG]
 rank() {
     "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
         --output_scores_file="$runs_dir/$1.scores.tsv" --eval_batch_size="$eval_batch_size" \
-        --pooled_activation="$pooled_activation" --device="$device" --precision="$precision" --overwrite
+        --pooled_activation="$pooled_activation" --device="$device" --precision="$precision" --overwrite "${@:3}"
     "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
-        --output_results_file="$runs_dir/$1.run" --aggregation="$aggregation" --run_name="$1" --overwrite
+        --output_results_file="$runs_dir/$1.run" --aggregation="$aggregation" --run_name="$1" --overwrite "${@:3}"
     [[ -z $interpolation_weight ]] || "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
         --output_results_file="$runs_dir/$1.interpolated.run" --aggregation="$aggregation" \
         --run_name="$1.interpolated" --interpolate_with="$candidates_run" \
-        --interpolation_weight="$interpolation_weight" --overwrite
+        --interpolation_weight="$interpolation_weight" --overwrite "${@:3}"
 }
+launch=("$python") features=$test_pairs
+rank "${student:-teacher}" "${student_model:-$teacher_model}" --check_flags
+print_settings
+tokenize test "$test_pairs" "${student_model:-$teacher_model}" "$features_file"
+set_launch
 [[ -z $teacher_model ]] || rank teacher "$teacher_model"
 [[ -z $student_model ]] || rank "$student" "$student_model"
 

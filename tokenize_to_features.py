@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from formats.checksums import file_sha256
 from formats.features import SET_NAMES, Example, FeaturesHeader, read_header, write_features
 from formats.lines import OnMalformed, RejectedLines
@@ -18,7 +16,8 @@ from formats.pairs import NO_LABEL, read_pairs
 from formats.text import TextLine, read_text
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.hub import model_directory
+from runtime.hub import model_directory, model_files
+from runtime.progress import ProgressBar
 from runtime.script import refuse_existing, report, run_script
 from tokenization.packing import pack_text
 from tokenization.pair_encoding import encode_pairs, useful_processes
@@ -115,8 +114,9 @@ second.""",
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raises InputError if an output exists already, without --overwrite, or cannot be written there."""
+    inputs = [args.raw_data_file, *model_files(args.bert_model_dir)]
     for output in (args.output_features_file, RejectedLines(args.output_features_file).path):
-        refuse_existing(output, "--output_features_file", args.overwrite, [args.raw_data_file])
+        refuse_existing(output, "--output_features_file", args.overwrite, inputs, beside=[".log"])
 
 
 def name_and_sha256(path: Path) -> tuple[str, str] | tuple[None, None]:
@@ -171,7 +171,7 @@ def pair_examples(
     pairs, texts = itertools.tee(read_pairs(args.raw_data_file, args.set_name == "train", on_malformed))
     texts = ((pair.query, pair.passage) for pair in texts)
     encoded = encode_pairs(tokenizer, texts, args.max_seq_length, useful_processes())
-    pairs = tqdm(pairs, desc="tokenizing", unit=" pairs", disable=None)
+    pairs = ProgressBar(pairs, desc="tokenizing", unit=" pairs")
     for (input_ids, first_segment_length), pair in zip(encoded, pairs, strict=True):
         yield Example(pair.example_id, input_ids, first_segment_length, pair.label)
 
@@ -188,7 +188,7 @@ def text_examples(args: argparse.Namespace, tokenizer: WordPiece, seen: Counter)
             seen["lines"] += 1
             yield line
 
-    with tqdm(desc="tokenizing", unit=" tokens", unit_scale=True, disable=None) as progress:
+    with ProgressBar(desc="tokenizing", unit=" tokens", unit_scale=True) as progress:
         packed = pack_text(tokenizer, lines(), args.max_seq_length, args.seed)
         for number, (input_ids, first_segment_length) in enumerate(packed):
             yield Example(f"general_{number}", input_ids, first_segment_length, NO_LABEL)

@@ -9,9 +9,9 @@ import bm25s
 import numpy as np
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
-from tqdm import tqdm
 
 from formats.trec import rank_documents
+from runtime.progress import ProgressBar
 
 K1 = 1.5
 B = 0.75
@@ -63,7 +63,7 @@ def bm25_candidates(
     index.index((terms_of, term_numbers.vocabulary), show_progress=sys.stderr.isatty())
     del terms_of, term_numbers
     run = {}
-    for query_id, text in tqdm(queries.items(), desc="ranking", unit=" queries", disable=None):
+    for query_id, text in ProgressBar(queries.items(), desc="ranking", unit=" queries"):
         terms = index.get_tokens_ids(_terms(text))
         best = _best(index.get_scores_from_ids(terms), depth) if terms else {}
         run[query_id] = dict(rank_documents({doc_ids[i]: score for i, score in best.items()})[:depth])

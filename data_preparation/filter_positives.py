@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.histogram import write_score_histogram
-from data_preparation.reports import beside, refuse_with_report, write_report
+from data_preparation.reports import beside, refuse_outputs, write_report
 from data_preparation.training_examples import choose_positives
+from formats.atomic import atomic_files
 from formats.pairs import Pair, read_pairs, split_example_id, write_pairs
 from formats.scores import read_scores, split_passage_id
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import report, run_script
 
 # (query_id, doc_id)
@@ -65,11 +65,15 @@ negatives; the report counts them.""",
         raise InputError("--threshold and --best: with both 0 nothing is filtered; set one of them")
     if args.keep_best and args.threshold == 0:
         raise InputError("--keep_best: has no effect with --threshold 0; leave it out")
-    inputs = [args.pairs_file, args.scores_file]
-    refuse_with_report(
-        args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs, suffixes=(".png", ".report.json")
-    )
+    outputs = [("--output_pairs_file", path) for path in output_files(args)]
+    refuse_outputs(outputs, args.overwrite, [args.pairs_file, args.scores_file])
     return args
+
+
+def output_files(args: argparse.Namespace) -> list[Path]:
+    """The pairs, the plot and the report."""
+    pairs = args.output_pairs_file
+    return [pairs, beside(pairs, ".png"), beside(pairs, ".report.json")]
 
 
 def read_document_scores(path: Path) -> dict[RelevantDocument, dict[str, float]]:
@@ -79,7 +83,7 @@ def read_document_scores(path: Path) -> dict[RelevantDocument, dict[str, float]]
     probability.
     """
     scores: dict[RelevantDocument, dict[str, float]] = {}
-    for query_id, passage_id, score in tqdm(read_scores(path), desc="reading scores", unit=" scores", disable=None):
+    for query_id, passage_id, score in ProgressBar(read_scores(path), desc="reading scores", unit=" scores"):
         if not 0 <= score <= 1:
             raise InputError(
                 f"{path}: passage {passage_id} of query {query_id} has score {score}, which is not a probability "
@@ -104,7 +108,7 @@ def filtered(
 
     Raises InputError if positives and scores are not of the same passages.
     """
-    for pair in tqdm(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs", disable=None):
+    for pair in ProgressBar(read_pairs(pairs_file, labelled=True), desc="writing pairs", unit=" pairs"):
         try:
             query_id, passage_id = split_example_id(pair.example_id)
             document = query_id, split_passage_id(passage_id)[0]
@@ -152,19 +156,16 @@ def main() -> None:
             f"{max(dropped_scores):.3g}; lower it, pass --keep_best, or check the teacher"
         )
     negatives: Counter[str] = Counter()
-    written = write_pairs(
-        args.output_pairs_file, filtered(args.pairs_file, args.scores_file, scores, chosen, negatives)
-    )
-    write_score_histogram(beside(args.output_pairs_file, ".png"), kept_scores, dropped_scores, args.threshold)
-
     queries = {query_id for query_id, _ in chosen}
     lost = queries - {query_id for (query_id, _), passage_ids in chosen.items() if passage_ids}
     below = sum(score < args.threshold for score in dropped_scores)
-    read = kept + dropped + negatives.total()
-    seconds = time.monotonic() - start
-    write_report(
-        args.output_pairs_file,
-        {
+    with atomic_files(*output_files(args)) as (pairs_file, plot, report_file):
+        pairs = filtered(args.pairs_file, args.scores_file, scores, chosen, negatives)
+        written = write_pairs(pairs_file, pairs)
+        write_score_histogram(plot, kept_scores, dropped_scores, args.threshold)
+        read = kept + dropped + negatives.total()
+        seconds = time.monotonic() - start
+        figures = {
             "settings": vars(args),
             "queries": len(queries | negatives.keys()),
             "queries_that_lost_all_positives": len(lost),
@@ -178,8 +179,8 @@ def main() -> None:
             "passages": written,
             "seconds": round(seconds, 1),
             "passages_per_second": round(read / seconds),
-        },
-    )
+        }
+        write_report(report_file, figures)
     report(
         f"wrote {args.output_pairs_file}: kept {kept} of {kept + dropped} positives, dropped {below} below the "
         f"threshold and {dropped - below} outside the best; {len(lost)} of {len(queries)} queries lost all; kept "

@@ -10,11 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.candidates import K1, B, bm25_candidates
+from data_preparation.reports import refuse_outputs
 from data_preparation.sources import Collection, add_collection_arguments, input_files, open_collection
+from formats.atomic import atomic_files
 from formats.trec import write_qrels, write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, report, run_script
+from runtime.script import report, run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,12 +52,10 @@ per word of the collection, and about 40 bytes per distinct word of a document."
         raise InputError(f"--k1: {args.k1} is not a number from 0 up")
     if not 0 <= args.b <= 1:
         raise InputError(f"--b: {args.b} is not a number from 0 to 1")
-    refuse_existing(args.output_run_file, "--output_run_file", args.overwrite, input_files(args))
+    outputs = [("--output_run_file", args.output_run_file)]
     if args.output_qrels_file:
-        inputs = [*input_files(args), args.output_run_file]
-        refuse_existing(args.output_qrels_file, "--output_qrels_file", args.overwrite, inputs)
-        if args.output_qrels_file.resolve() == args.output_run_file.resolve():
-            raise InputError("--output_qrels_file: is also --output_run_file; name another file")
+        outputs.append(("--output_qrels_file", args.output_qrels_file))
+    refuse_outputs(outputs, args.overwrite, input_files(args))
     return args
 
 
@@ -94,9 +94,11 @@ def main() -> None:
     without = sum(not scores for scores in run.values())
     if without == len(run):
         raise InputError(f"--queries: no query shares a word with a document of {args.collection}; name its queries")
-    if args.output_qrels_file:
-        write_qrels(args.output_qrels_file, {query_id: qrels[query_id] for query_id in queries})
-    count = write_run(args.output_run_file, run, "bm25")
+    outputs = [args.output_qrels_file] if args.output_qrels_file else []
+    with atomic_files(*outputs, args.output_run_file) as files:
+        if args.output_qrels_file:
+            write_qrels(files[0], {query_id: qrels[query_id] for query_id in queries})
+        count = write_run(files[-1], run, "bm25")
     seconds = time.monotonic() - start
     report(
         f"wrote {args.output_run_file}: {count} candidates for {len(run)} of {len(collection.queries)} queries, "

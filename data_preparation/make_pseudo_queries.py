@@ -1,6 +1,7 @@
 """A collection in; pseudo-queries, their relevance judgments, and the collection without their texts out."""
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import sys
@@ -21,9 +22,9 @@ from data_preparation.pseudo_queries import (
     take_sentence,
     take_title,
 )
-from data_preparation.reports import refuse_with_report, write_report
+from data_preparation.reports import beside, refuse_outputs, write_report
 from data_preparation.sources import Collection, add_collection_arguments, input_files, open_collection
-from formats.atomic import atomic_writes
+from formats.atomic import atomic_files, atomic_write
 from formats.documents import Document, document_line
 from formats.queries import query_line, read_queries
 from formats.trec import qrel_line
@@ -115,13 +116,9 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Raises InputError for an output that exists, is an input or another output, or has the wrong suffix."""
     if not args.output_collection_file.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError("--output_collection_file: the name has to end in .jsonl or .jsonl.gz")
-    inputs = [*input_files(args), *args.not_in]
-    seen: dict[Path, str] = {}
-    for name in OUTPUTS:
-        path = getattr(args, name)
-        refuse_with_report(path, f"--{name}", args.overwrite, inputs, [".report.json"] if name == OUTPUTS[0] else [])
-        if (other := seen.setdefault(path.resolve(), name)) != name:
-            raise InputError(f"--{name}: is also --{other}; name another file")
+    outputs = [(f"--{name}", getattr(args, name)) for name in OUTPUTS]
+    outputs.append((outputs[0][0], beside(outputs[0][1], ".report.json")))
+    refuse_outputs(outputs, args.overwrite, [*input_files(args), *args.not_in])
 
 
 def sample_candidates(
@@ -198,31 +195,34 @@ def main() -> None:
             f"{args.collection}; name the other kind, or set --min_words and --max_words"
         )
 
-    with atomic_writes([getattr(args, name) for name in OUTPUTS]) as (queries_file, qrels_file, collection_file):
-        for number, document in enumerate(collection.documents(), start=1):
-            if number in chosen:
-                query_id = f"{args.kind}-{number}"
-                text, document = take(document)
-                queries_file.write(query_line(query_id, text))
-                qrels_file.write(qrel_line(query_id, document.doc_id, 1))
-            elif args.remove_all_titles:
-                document = document._replace(title="")
-            collection_file.write(document_line(document))
-    seconds = time.monotonic() - start
-    write_report(
-        args.output_queries_file,
-        {
-            "settings": vars(args),
-            "documents": documents,
-            "queries": len(chosen),
-            "queries_asked_for": args.num,
-            "candidates": len(candidates),
-            "candidates_that_stand_elsewhere": len(candidates) - len(unique),
-            "documents_tried_without_a_candidate": dict(unsuitable.most_common()),
-            "seconds": round(seconds, 1),
-            "documents_per_second": round(documents / seconds),
-        },
-    )
+    outputs = [*(getattr(args, name) for name in OUTPUTS), beside(args.output_queries_file, ".report.json")]
+    with atomic_files(*outputs) as files:
+        with contextlib.ExitStack() as stack:
+            queries_file, qrels_file, collection_file = (stack.enter_context(atomic_write(file)) for file in files[:3])
+            for number, document in enumerate(collection.documents(), start=1):
+                if number in chosen:
+                    query_id = f"{args.kind}-{number}"
+                    text, document = take(document)
+                    queries_file.write(query_line(query_id, text))
+                    qrels_file.write(qrel_line(query_id, document.doc_id, 1))
+                elif args.remove_all_titles:
+                    document = document._replace(title="")
+                collection_file.write(document_line(document))
+        seconds = time.monotonic() - start
+        write_report(
+            files[-1],
+            {
+                "settings": vars(args),
+                "documents": documents,
+                "queries": len(chosen),
+                "queries_asked_for": args.num,
+                "candidates": len(candidates),
+                "candidates_that_stand_elsewhere": len(candidates) - len(unique),
+                "documents_tried_without_a_candidate": dict(unsuitable.most_common()),
+                "seconds": round(seconds, 1),
+                "documents_per_second": round(documents / seconds),
+            },
+        )
     report(
         f"wrote {args.output_queries_file}: {len(chosen)} of {args.num} queries from {documents} documents; of "
         f"{len(candidates)} candidates {len(candidates) - len(unique)} stand elsewhere; {seconds:.1f} s, "

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
-from data_preparation.reports import refuse_with_report, write_report
+from data_preparation.reports import beside, refuse_outputs, write_report
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
+from formats.atomic import atomic_files
 from formats.pairs import Pair, make_example_id, write_pairs
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import report, run_script
 
 
@@ -44,7 +44,8 @@ Documents without a body, and candidates that are not in the collection, are ski
     if args.depth < 1:
         raise InputError(f"--depth: {args.depth} is below 1")
     check_passage_arguments(args)
-    refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, input_files(args))
+    outputs = [args.output_pairs_file, beside(args.output_pairs_file, ".report.json")]
+    refuse_outputs([("--output_pairs_file", path) for path in outputs], args.overwrite, input_files(args))
     return args
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     needed = read_needed(collection, {doc_id for doc_ids in ranked.values() for doc_id in doc_ids}, "--candidates")
 
     def pairs() -> Iterator[Pair]:
-        for query_id, doc_ids in tqdm(ranked.items(), desc="writing pairs", unit=" queries", disable=None):
+        for query_id, doc_ids in ProgressBar(ranked.items(), desc="writing pairs", unit=" queries"):
             for doc_id in doc_ids:
                 if document := needed.documents.get(doc_id):
                     passages = split_into_passages(
@@ -70,13 +71,13 @@ def main() -> None:
                     for number, passage in enumerate(passages):
                         yield Pair(make_example_id(query_id, doc_id, number), collection.queries[query_id], passage)
 
-    passages = write_pairs(args.output_pairs_file, pairs())
     candidates = [doc_id for doc_ids in ranked.values() for doc_id in doc_ids]
     dropped = needed.dropped(candidates)
-    seconds = time.monotonic() - start
-    write_report(
-        args.output_pairs_file,
-        {
+    outputs = args.output_pairs_file, beside(args.output_pairs_file, ".report.json")
+    with atomic_files(*outputs) as (pairs_file, report_file):
+        passages = write_pairs(pairs_file, pairs())
+        seconds = time.monotonic() - start
+        figures = {
             "settings": vars(args),
             "queries": len(ranked),
             "queries_without_passages": sum(needed.documents.keys().isdisjoint(doc_ids) for doc_ids in ranked.values()),
@@ -86,8 +87,8 @@ def main() -> None:
             "passages": passages,
             "seconds": round(seconds, 1),
             "passages_per_second": round(passages / seconds),
-        },
-    )
+        }
+        write_report(report_file, figures)
     report(
         f"wrote {args.output_pairs_file}: {passages} passages of {len(needed.documents)} documents for {len(ranked)} "
         f"queries; of {len(candidates)} candidates dropped {dropped['document missing']} missing from the collection, "

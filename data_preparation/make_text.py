@@ -36,7 +36,7 @@ Out: the title and then one sentence per line, with a blank line between documen
     args = parser.parse_args()
     if args.max_documents is not None and args.max_documents < 1:
         raise InputError("--max_documents: needs to be 1 or more")
-    refuse_existing(args.output_text_file, "--output_text_file", args.overwrite, input_files(args))
+    refuse_existing(args.output_text_file, "--output_text_file", args.overwrite, input_files(args), beside=[".log"])
     return args
 
 

@@ -6,18 +6,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages
-from data_preparation.reports import refuse_with_report, write_report
+from data_preparation.reports import beside, refuse_outputs, write_report
 from data_preparation.sources import add_collection_arguments, input_files, open_collection
 from data_preparation.training_examples import all_ids, negative_pairs, relevant_pairs, sample_documents
+from formats.atomic import atomic_files
 from formats.pairs import NO_LABEL, Pair, write_pairs
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.progress import ProgressBar
 from runtime.script import report, run_script
 
 
@@ -81,12 +81,13 @@ collection, or have no body, are skipped and counted. A query without remaining 
             f"--negatives_to_rank: {args.negatives_to_rank} is below --negatives_from_rank, {args.negatives_from_rank}"
         )
     check_passage_arguments(args)
-    inputs = input_files(args)
-    refuse_with_report(args.output_pairs_file, "--output_pairs_file", args.overwrite, inputs)
+    outputs = [
+        ("--output_pairs_file", args.output_pairs_file),
+        ("--output_pairs_file", beside(args.output_pairs_file, ".report.json")),
+    ]
     if args.output_positives_file:
-        refuse_with_report(args.output_positives_file, "--output_positives_file", args.overwrite, inputs, suffixes=())
-        if args.output_positives_file.resolve() == args.output_pairs_file.resolve():
-            raise InputError("--output_positives_file: is also --output_pairs_file; name another file")
+        outputs.append(("--output_positives_file", args.output_positives_file))
+    refuse_outputs(outputs, args.overwrite, input_files(args))
     return args
 
 
@@ -138,7 +139,7 @@ def main() -> None:
     count = [0, 0]
 
     def pairs() -> Iterator[Pair]:
-        for query_id, documents in tqdm(sampled.items(), desc="writing pairs", unit=" queries", disable=None):
+        for query_id, documents in ProgressBar(sampled.items(), desc="writing pairs", unit=" queries"):
             text = queries[query_id]
             for pair in (
                 *relevant_pairs(query_id, text, documents, split, args.max_positive_passages),
@@ -147,15 +148,15 @@ def main() -> None:
                 count[pair.label] += 1
                 yield pair
 
-    write_pairs(args.output_pairs_file, pairs())
-    if args.output_positives_file:
-        write_pairs(args.output_positives_file, (pair._replace(label=NO_LABEL) for pair in positives()))
-
     dropped = {"relevant": needed.dropped(relevant), "negative": needed.dropped(negative)}
-    seconds = time.monotonic() - start
-    write_report(
-        args.output_pairs_file,
-        {
+    outputs = [args.output_positives_file] if args.output_positives_file else []
+    outputs += [args.output_pairs_file, beside(args.output_pairs_file, ".report.json")]
+    with atomic_files(*outputs) as files:
+        if args.output_positives_file:
+            write_pairs(files[0], (pair._replace(label=NO_LABEL) for pair in positives()))
+        write_pairs(files[-2], pairs())
+        seconds = time.monotonic() - start
+        figures = {
             "settings": vars(args),
             "queries": len(sampled),
             "queries_left_out": left_out,
@@ -174,8 +175,8 @@ def main() -> None:
             "negatives": count[0],
             "seconds": round(seconds, 1),
             "passages_per_second": round(sum(count) / seconds),
-        },
-    )
+        }
+        write_report(files[-1], figures)
     report(
         f"wrote {args.output_pairs_file}: {count[1]} positives and {count[0]} negatives of {len(sampled)} queries and "
         f"{len(needed.documents)} documents; {len(needed.missing)} more are missing from the collection, "

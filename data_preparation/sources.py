@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from formats.documents import Document, read_documents
 from formats.lines import check_id
 from formats.queries import add_query, read_queries
 from formats.trec import rank_documents, read_qrels_with_note, read_run
 from runtime.errors import InputError
+from runtime.progress import ProgressBar
 
 IR_DATASETS = "ir_datasets:"
 
@@ -116,7 +115,7 @@ def _open_file(path: Path) -> Collection:
 
 def _stream_file(path: Path) -> Iterator[Document]:
     size = os.path.getsize(path)
-    with tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress:
+    with ProgressBar(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True) as progress:
         yield from read_documents(path, lambda position: progress.update(position - progress.n))
 
 
@@ -188,7 +187,7 @@ def _open_ir_datasets(name: str, own: set[str]) -> Collection:
 
     def documents() -> Iterator[Document]:
         with (
-            tqdm(desc=f"reading {dataset_id}", unit=" documents", disable=None) as progress,
+            ProgressBar(desc=f"reading {dataset_id}", unit=" documents") as progress,
             _one_line_errors(name),
         ):
             for row in dataset.docs_iter():

@@ -7,10 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_preparation.reports import refuse_outputs
+from formats.atomic import atomic_files
 from formats.trec import read_qrels, write_qrels
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, report, run_script
+from runtime.script import report, run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,10 +33,8 @@ Out: two files of relevance judgments (TREC), in the order of the input, and a l
     parser.add_argument("--output_dev_qrels", type=Path, required=True, help="to write: those of the held-out queries")
     parser.add_argument("--overwrite", action="store_true", help="replace the outputs if they exist")
     args = parser.parse_args()
-    for flag in ("output_train_qrels", "output_dev_qrels"):
-        refuse_existing(getattr(args, flag), f"--{flag}", args.overwrite, [args.qrels])
-    if args.output_train_qrels.resolve() == args.output_dev_qrels.resolve():
-        raise InputError("--output_dev_qrels: is also --output_train_qrels; name another file")
+    outputs = [(f"--{name}", getattr(args, name)) for name in ("output_train_qrels", "output_dev_qrels")]
+    refuse_outputs(outputs, args.overwrite, [args.qrels])
     return args
 
 
@@ -49,8 +49,9 @@ def main() -> None:
     if not 1 <= args.num_dev < len(qrels):
         raise InputError(f"--num_dev: {args.qrels} has {len(qrels)} queries; hold out 1 to {len(qrels) - 1}")
     held_out = sample_queries(list(qrels), args.num_dev, args.seed)
-    train = write_qrels(args.output_train_qrels, {name: qrels[name] for name in qrels if name not in held_out})
-    dev = write_qrels(args.output_dev_qrels, {name: qrels[name] for name in qrels if name in held_out})
+    with atomic_files(args.output_train_qrels, args.output_dev_qrels) as (train_file, dev_file):
+        train = write_qrels(train_file, {name: qrels[name] for name in qrels if name not in held_out})
+        dev = write_qrels(dev_file, {name: qrels[name] for name in qrels if name in held_out})
     report(
         f"wrote {args.output_train_qrels}: {train} judgments of {len(qrels) - args.num_dev} queries, and "
         f"{args.output_dev_qrels}: {dev} of {args.num_dev}, out of {args.qrels} with seed {args.seed}",

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from evaluation.significance import Comparison, compare, holm_corrected
+from runtime.progress import ProgressBar
 
 
 class Evaluated(NamedTuple):
@@ -34,7 +33,7 @@ def compare_with_baseline(baseline: str, evaluated: dict[str, Evaluated], judged
     """
     others = [name for name in evaluated if name != baseline]
     tests: Tests = {name: {} for name in others}
-    with tqdm(total=len(others) * len(evaluated[baseline].values), unit=" comparisons", disable=None) as progress:
+    with ProgressBar(total=len(others) * len(evaluated[baseline].values), unit=" comparisons") as progress:
         for measure in evaluated[baseline].values:
             values_of = {name: results.values[measure] for name, results in evaluated.items()}
             queries = [query_id for query_id in judged if any(query_id in values for values in values_of.values())]

@@ -2,10 +2,12 @@
 # Makes a table of every method for a BEIR collection: candidates, pairs, a teacher, filtered positives, a general
 # student, and a student of each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
 # Existing outputs are not made again, so the same command resumes after a stop. To make a part again, remove it and
-# everything that was made from it. Edit the variables below, or set them in the environment. SciFact takes about 90
+# everything that was made from it. Edit the variables below, or set them for one command. SciFact takes about 90
 # minutes on 2 cores of a CPU with bfloat16 (no GPU), 3 GB of memory and 1 GB of disk. results/scifact/ has its figures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source ./common.sh
+read_arguments experiments/beir.sh "$@"
 
 # --- collection
 name=${name:-scifact}                       # the output is in data/NAME, models/NAME and runs/NAME
@@ -42,9 +44,8 @@ pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the 
 pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence for documents without titles
 pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-python=${python:-python}                    # the Python interpreter
+python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
-source ./common.sh
 [[ -n $source ]] || fail "set source to a BEIR folder or to ir_datasets:beir/NAME"
 data=data/$name models=models/$name runs=runs/$name
 export collection=$name max_seq_length do_lower_case train_batch_size device python
@@ -119,7 +120,7 @@ make "$models/general_student/config.json" env distill_model_type=intermediate s
 # --- a student of each method, and the runs
 for method in $methods; do
     make "$models/student_$method/config.json" env distill_model_type="$method" learning_rate="$learning_rate" \
-        num_train_epochs="$num_train_epochs" bash distill.sh
+        num_train_epochs="$num_train_epochs" output_student_dir="$models/student_$method" bash distill.sh
     rerank "$runs" "$models/student_$method"
 done
 

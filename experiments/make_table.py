@@ -12,7 +12,16 @@ from benchmarks.machine import describe_machine
 from experiments.recipe import Recipe, load_recipe, parse_recipe
 from experiments.report import latex, markdown
 from experiments.results import SETTINGS_FILE, read_json, read_results, write_json
-from experiments.rows import Paths, check_test_sets, is_done, remove_row, run_job, shared_variables, today
+from experiments.rows import (
+    Paths,
+    check_inputs_stay,
+    check_test_sets,
+    is_done,
+    remove_row,
+    run_job,
+    shared_variables,
+    today,
+)
 from experiments.shell import check_environment, recipe_variables, run_shell
 from experiments.timing import is_timed, measure_speeds
 from formats.atomic import atomic_write
@@ -108,6 +117,7 @@ def main() -> None:
     os.chdir(ROOT)  # the paths in the recipe, and all outputs, are relative to the project's folder
     paths = Paths(recipe)
     settings_file = paths.results / SETTINGS_FILE
+    check_inputs_stay(recipe, paths)
     check_test_sets(recipe, paths, args.redo)
     if args.only_table:
         if not settings_file.exists():

@@ -18,6 +18,8 @@
 #   2 epochs over the pairs, and general distillation. Fewer students or methods take less time. A CPU is too slow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source ./common.sh
+read_arguments experiments/msmarco_doc.sh "$@"
 
 # --- files
 downloads=${downloads:-msmarco}
@@ -59,11 +61,10 @@ num_train_epochs=${num_train_epochs:-2}
 eval_batch_size=${eval_batch_size:-256}     # of re-ranking
 precision=${precision:-auto}                # auto, fp32, bf16 or fp16, as in distill.sh
 train_loss_step=${train_loss_step:-100}
-do_lower_case=yes                           # BERT's vocabulary is uncased
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
-python=${python:-python}                    # the Python interpreter
+python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
-source ./common.sh
+do_lower_case=yes # BERT's vocabulary is uncased
 data=data/$name models=models/$name runs=runs/$name
 export collection=$name max_seq_length do_lower_case train_batch_size learning_rate eval_batch_size precision
 export train_loss_step device python

@@ -22,6 +22,7 @@ from formats.atomic import atomic_write
 from formats.run_file import RUN_FILE, read_run_file
 from formats.trec import read_qrels_with_note, read_run
 from runtime.errors import InputError
+from runtime.script import same_files
 
 
 class Paths:
@@ -116,6 +117,26 @@ def check_test_sets(recipe: Recipe, paths: Paths, redo: list[str]) -> None:
                 raise InputError(
                     f"{paths.results} was made with test_sets.{queries.name}.{key} {used}, the recipe has {path}; "
                     "give the test set another name, pass --redo with all rows, or change it back"
+                )
+
+
+def check_inputs_stay(recipe: Recipe, paths: Paths) -> None:
+    """Raises InputError if a file of a test set is a file that make_table.py writes or removes."""
+    outputs = [paths.results / name for name in ("table.md", "table.tex", "table.png", "table.log", SETTINGS_FILE)]
+    outputs += [paths.results / "rows" / "speed.json", paths.runs / "timing_pairs.tsv"]
+    students = []
+    for job in recipe.jobs():
+        outputs += [paths.data(job), paths.student_variables(job)]
+        if job.row.kind != "candidates":
+            outputs += [paths.run(queries, job) for queries in recipe.query_sets]
+        students += [paths.student(job).resolve(), first_step_directory(paths.student(job)).resolve()]
+    for queries in recipe.query_sets:
+        for key in ("pairs", "candidates", "qrels"):
+            file = getattr(queries, key)
+            in_student = any(Path(file).resolve().is_relative_to(student) for student in students)
+            if in_student or same_files([file], outputs):
+                raise InputError(
+                    f"test_sets.{queries.name}.{key}: {file} is also an output of this recipe; copy it to another place"
                 )
 
 

@@ -1,12 +1,14 @@
 """Atomic writes: a file or directory is written beside its final place, synced, and renamed when it is complete."""
 
 import contextlib
+import glob
 import gzip
 import io
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,62 +24,30 @@ def atomic_write(path: str | Path, binary: bool = False) -> Iterator[IO]:
 
     Raises OSError, which names `path`, if the file cannot be written.
     """
-    with atomic_writes([path], binary) as (file,):
-        yield file
-
-
-@contextlib.contextmanager
-def atomic_writes(paths: Iterable[str | Path], binary: bool = False) -> Iterator[list[IO]]:
-    """Opens several files as `atomic_write` does. They appear under their names only when all are complete and synced.
-
-    If a file cannot be renamed then, those that were renamed before it are removed.
-    """
-    paths = [Path(os.path.realpath(path)) for path in paths]
-    with contextlib.ExitStack() as partial_files:
-        partials = [partial_files.enter_context(_partial_file(path)) for path in paths]
-        with contextlib.ExitStack() as files:
-            yield [
-                files.enter_context(_synced_file(partial, path, binary))
-                for partial, path in zip(partials, paths, strict=True)
-            ]
-        with contextlib.ExitStack() as renamed:
-            for partial, path in zip(partials, paths, strict=True):
-                os.replace(partial, path)
-                renamed.callback(path.unlink, missing_ok=True)
-            renamed.pop_all()
-
-
-@contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[Path]:
-    """Yields the name of the partial file. After an error it removes the file, and names `path` in an OSError."""
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
+        with open(partial, "wb") as raw:
+            if binary:
+                yield raw
+            else:
+                with contextlib.ExitStack() as stack:
+                    # mtime=0: the same rows give the same bytes.
+                    compressed = (
+                        stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
+                        if path.suffix == ".gz"
+                        else None
+                    )
+                    yield stack.enter_context(_text_writer(compressed or raw))
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(partial, path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the first error tells the reason
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             raise OSError(error.errno, f"while writing: {error.strerror}", str(path)) from error
         raise
-
-
-@contextlib.contextmanager
-def _synced_file(partial: Path, path: Path, binary: bool) -> Iterator[IO]:
-    """Opens the partial file of `path`, and syncs it to the disk at the end."""
-    with open(partial, "wb") as raw:
-        if binary:
-            yield raw
-        else:
-            with contextlib.ExitStack() as stack:
-                # mtime=0: the same rows give the same bytes.
-                compressed = (
-                    stack.enter_context(gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0))
-                    if path.suffix == ".gz"
-                    else None
-                )
-                yield stack.enter_context(_text_writer(compressed or raw))
-        raw.flush()
-        os.fsync(raw.fileno())
 
 
 @contextlib.contextmanager
@@ -114,6 +84,81 @@ def atomic_directory(path: Path, last: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_files(*paths: Path) -> Iterator[list[Path]]:
+    """Yields a temporary path for each of `paths`. When the context ends, all files move to their places.
+
+    After an error none of them do, and older files are unchanged. The last of `paths` moves last, so it marks the files
+    as complete. If the process is killed while they move, `undo_unfinished_move` restores what was there before.
+    """
+    finals = [Path(os.path.realpath(path)) for path in paths]
+    stages = _stages(finals, str(os.getpid()))
+    note = _note(stages[-1], finals[-1])
+    try:
+        for stage in stages:
+            stage.mkdir()
+        yield [stage / final.name for stage, final in zip(stages, finals, strict=True)]
+        with atomic_write(note) as file:
+            json.dump([str(final) for final in finals], file)
+        try:
+            for stage, final in zip(stages, finals, strict=True):
+                if final.exists():
+                    os.replace(final, _older(stage, final))
+            for stage, final in zip(stages, finals, strict=True):
+                os.replace(stage / final.name, final)
+        except BaseException:
+            _move_back(stages, finals)
+            note.unlink()
+            raise
+        note.unlink()
+    except OSError as error:
+        for stage, final in zip(stages, finals, strict=True):  # the user knows only the final names
+            if str(error.filename).startswith(str(stage)):
+                reason = error.strerror.removeprefix("while writing: ")
+                raise OSError(error.errno, f"while writing: {reason}", str(final)) from error
+        raise
+    finally:
+        if not note.exists():
+            for stage in stages:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def undo_unfinished_move(*paths: Path) -> None:
+    """Restores what was there before `atomic_files`, if a process was killed while it moved files to `paths`."""
+    for path in map(Path, map(os.path.realpath, paths)):
+        for stage in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            note = _note(stage, path)
+            if not note.exists():
+                continue
+            finals = [Path(name) for name in json.loads(note.read_text("utf-8"))]
+            stages = _stages(finals, stage.name.split(".")[-2])
+            if any((own / final.name).exists() for own, final in zip(stages, finals, strict=True)):
+                _move_back(stages, finals)
+            for own in stages:  # the note is in the last one
+                shutil.rmtree(own)
+
+
+def _stages(finals: Sequence[Path], process: str) -> list[Path]:
+    return [final.with_name(f".{final.name}.{process}.partial") for final in finals]
+
+
+def _note(stage: Path, final: Path) -> Path:
+    """The file that lists the files that are moved. It exists only while they are moved."""
+    return stage / f"{final.name}.moving"
+
+
+def _older(stage: Path, final: Path) -> Path:
+    return stage / f"{final.name}.older"
+
+
+def _move_back(stages: Sequence[Path], finals: Sequence[Path]) -> None:
+    for stage, final in zip(stages, finals, strict=True):
+        if _older(stage, final).exists():
+            os.replace(_older(stage, final), final)
+        elif not (stage / final.name).exists():
+            final.unlink(missing_ok=True)
 
 
 def remove_partial_files(directory: Path) -> None:

@@ -64,7 +64,7 @@ from formats.atomic import atomic_directory
 from model_tools.tf_checkpoint import convert_variables
 from modeling.model_files import save_ranker
 from modeling.model_reader import read_config
-from runtime.script import run_script
+from runtime.script import report, run_script
 from tokenization.vocabulary import read_vocab_file
 
 logger = logging.getLogger("convert_tf_checkpoint")
@@ -107,10 +107,12 @@ def main(args: argparse.Namespace) -> None:
         logger.warning("%s: these variables are not used: %s", args.tf_checkpoint, ", ".join(unknown))
     with atomic_directory(args.output_dir, last="config.json") as partial:
         save_ranker(model, tokens, args.do_lower_case, partial, without_classifier=not has_classifier)
-    print(
+    report(
         f"wrote {args.output_dir}: {config.num_hidden_layers} layers of hidden size {config.hidden_size} "
         f"{'with a classifier' if has_classifier else 'without a classifier, since there are no output_weights'}, from "
-        f"{args.tf_checkpoint} of {len(names)} variables"
+        f"{args.tf_checkpoint} of {len(names)} variables",
+        args.output_dir,
+        log=False,
     )
 
 

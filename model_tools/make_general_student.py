@@ -82,7 +82,7 @@ from formats.atomic import atomic_directory
 from modeling.general_student import initial_ranker, take_layers
 from modeling.model_files import load_ranker, missing_heads, save_ranker
 from runtime.hub import model_directory
-from runtime.script import buffered_log, run_script
+from runtime.script import buffered_log, report, run_script
 from tokenization.vocabulary import load_vocabulary, saved_lower_case
 
 
@@ -116,10 +116,12 @@ def main(args: argparse.Namespace) -> None:
         save_ranker(student, tokens, do_lower_case, partial, without_classifier)
     config = student.config
     parameters = sum(parameter.numel() for parameter in student.bert.parameters())
-    print(
+    report(
         f"wrote {args.output_dir}: {config.num_hidden_layers} layers of hidden size {config.hidden_size} with "
         f"{config.num_attention_heads} heads, {parameters / 1e6:.1f} million parameters, "
-        f"{'without' if without_classifier else 'with'} a classifier; {origin}"
+        f"{'without' if without_classifier else 'with'} a classifier; {origin}",
+        args.output_dir,
+        log=False,
     )
 
 

@@ -22,12 +22,19 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, check: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
-        """Parses the command line and has `check` complete it. An InputError of `check` ends the script."""
+        """Parses the command line and has `check` complete it. An InputError of `check` ends the script.
+
+        Adds the flag --check_flags, which ends the script after the check.
+        """
+        self.add_argument("--check_flags", action="store_true", help="check the flags, and run nothing")
         args = self.parse_args()
         try:
             check(args)
         except (InputError, OSError) as error:
             self.error(error_message(error))
+        if args.check_flags:
+            self.exit()
+        del args.check_flags
         return args
 
     def parse_known_args(

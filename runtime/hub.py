@@ -54,3 +54,16 @@ def model_directory(name: str | Path, weights: bool = True) -> Path:
             f"{name} is neither a directory nor a model that could be downloaded from the Hugging Face Hub: "
             f"{str(reason).strip() or repr(reason)}"
         ) from None
+
+
+def model_files(name: str | Path | None) -> list[Path]:
+    """Returns the files of a local model directory; none for an id of the Hub, or for None.
+
+    The outputs of scripts in it do not count: a file NAME with NAME.log beside it, and NAME.SUFFIX.
+    """
+    if name is None or not Path(name).is_dir():
+        return []
+    files = [path for path in Path(name).iterdir() if not path.is_dir()]
+    names = {path.name for path in files}
+    outputs = tuple(f"{name}." for name in names if f"{name}.log" in names)
+    return [path for path in files if not f"{path.name}.".startswith(outputs)]

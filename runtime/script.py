@@ -27,8 +27,10 @@ def run_script(main: Callable[..., None], *args: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(*args)
+        print_text("")
     except (InputError, OSError) as error:
-        print(f"{program}: error: {error_message(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr can be full too
+            print(f"{program}: error: {error_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -51,20 +53,44 @@ def one_line(message: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
 
 
-def refuse_existing(path: str | Path, flag: str, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Raises InputError if `flag` names an existing result, an input, or a file in a directory that does not exist."""
+def refuse_existing(
+    path: str | Path,
+    flag: str,
+    overwrite: bool,
+    inputs: Iterable[str | Path] = (),
+    beside: Iterable[str] = (),
+) -> None:
+    """Raises InputError if `flag` names an existing result, an input, or a file in a directory that does not exist.
+
+    `beside`: the suffixes of files that the script writes beside the output, such as `.log`. They can exist, but they
+    must not be an input.
+    """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{flag}: {path} is a directory, a file name is needed")
     if path.exists() and not path.is_file():
         raise InputError(f"{flag}: {path} is not a regular file, name another")
-    for source in inputs:
-        if path.exists() and os.path.exists(source) and path.samefile(source):
-            raise InputError(f"{flag}: {path} is also an input, name another file")
+    if lost := same_files([path, *(path.with_name(path.name + suffix) for suffix in beside)], inputs):
+        raise InputError(f"{flag}: {lost[0]} is also an input, name another file")
     if path.exists() and not overwrite:
         raise InputError(f"{flag}: {path} exists already; pass --overwrite to replace it, or name another file")
     if not path.parent.is_dir():
         raise InputError(f"{flag}: the directory {path.parent} does not exist; make it first")
+
+
+def same_files(paths: Iterable[str | Path], others: Iterable[str | Path]) -> list[str | Path]:
+    """Returns those of `paths` that are also in `others`: by the same path, a symbolic link or a hard link."""
+    known = {key for other in others for key in _identity(other)}
+    return [path for path in paths if not known.isdisjoint(_identity(path))]
+
+
+def _identity(path: str | Path) -> list[str | tuple[int, int]]:
+    """Returns the real path of a file and, if it exists, its device and inode."""
+    keys: list[str | tuple[int, int]] = [os.path.realpath(path)]
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        keys.append((found.st_dev, found.st_ino))
+    return keys
 
 
 @contextlib.contextmanager
@@ -78,17 +104,44 @@ def buffered_log() -> Iterator[list[logging.LogRecord]]:
         logging.getLogger().removeHandler(handler)
 
 
-def report(line: str, output: Path) -> None:
-    """Prints a line about an output, and appends it with the time (UTC) to `OUTPUT.log`."""
-    print(line.encode("utf-8", "replace").decode("utf-8"), flush=True)  # a file name can be no UTF-8
-    log_line(line, output)
+def report(line: str, output: str | Path, log: bool = True) -> None:
+    """Prints a line about a complete output. With `log`, appends it with the time (UTC) to `OUTPUT.log`.
+
+    Raises OSError, which says that the output is complete, if standard output or the log cannot be written.
+    """
+    with already_complete(output):
+        try:
+            print_text(f"{line}\n")
+        finally:
+            if log:
+                log_line(line, output)
 
 
-def log_line(line: str, output: Path) -> None:
+def log_line(line: str, output: str | Path) -> None:
     """Appends a line about an output, with the time (UTC), to `OUTPUT.log`."""
-    append_line(
-        output.with_name(f"{output.name}.log"), f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}"
-    )
+    append_line(f"{output}.log", f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {line}")
+
+
+def print_text(text: str) -> None:
+    """Writes text to standard output at once. Raises OSError, which names standard output, if that fails."""
+    try:
+        if sys.stdout is not None:
+            print(text, end="", flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # else Python writes it again at its end, with a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+@contextlib.contextmanager
+def already_complete(output: str | Path | None) -> Iterator[None]:
+    """Inside, `output` is complete, and an OSError says so. None: there is no output."""
+    try:
+        yield
+    except OSError as error:
+        if output is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}; {output} is complete", error.filename) from error
 
 
 def append_line(path: str | Path, line: str) -> None:
@@ -128,14 +181,36 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
                 path.rmdir()
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that remembers that it could not be written. logging itself ignores it here, see `log_to`."""
+
+    error: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.error = error
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self.error = error
+
+
 @contextlib.contextmanager
-def log_to(path: str | Path) -> Iterator[None]:
-    """Inside, writes log records to stderr and appends them to a file."""
-    handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+def log_to(path: str | Path, output: str | Path) -> Iterator[None]:
+    """Inside, writes log records to stderr and appends them to a file.
+
+    A full disk stops nothing inside. Raises OSError at the end if the file misses lines; it says that `output` is
+    complete.
+    """
+    log_file = _LogFile(path, encoding="utf-8")
+    handlers = [logging.StreamHandler(), log_file]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True
     )
-    logging.raiseExceptions = False  # a full disk must not print a traceback per line; the next save reports it
+    logging.raiseExceptions = False  # a full disk must not print a traceback per line
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         yield
@@ -143,3 +218,6 @@ def log_to(path: str | Path) -> Iterator[None]:
         for handler in handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()
+    if log_file.error is not None:
+        with already_complete(output):
+            raise OSError(log_file.error.errno, f"while writing: {log_file.error.strerror}", str(path))

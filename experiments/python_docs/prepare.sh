@@ -4,6 +4,7 @@
 # environment. To build a part again, remove its directory first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source ./common.sh
 
 data=data/python_docs
 models=models/python_docs
@@ -20,9 +21,8 @@ pseudo_kind=${pseudo_kind:-sentence}        # what they are. Titles are only nam
 pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 precision=${precision:-auto}                # as in distill.sh
-python=${python:-python}                    # the Python interpreter
+python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
-source ./common.sh
 mkdir -p "$data" "$models"
 make "$data/report.json" "$python" experiments/python_docs/build_collection.py --output_dir="$data" --overwrite
 make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir="$encoder"
