@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from formats.checksums import write_checksums
 from formats.run_file import RUN_FILE, read_run_file, write_run_file
 from modeling.model_files import save_ranker
 from runtime.distributed import all_gather, rank
-from runtime.errors import InputError
+from runtime.errors import InputError, naming_errors
 from runtime.script import append_line
 from training import curves
 from training.checkpoints import (
@@ -111,6 +113,20 @@ class RunDirectory:
                 f"--resume: the run in {self.path} differs in {', '.join(differences)}; give the flags and files of "
                 "that run, pass --overwrite instead to start again, or name another --output_student_dir"
             )
+
+    def check_writing(self) -> None:
+        """Writes the student into a directory that is removed again. So what is written last cannot lose the run.
+
+        Raises InputError if a directory is in the place of a file, and OSError if the student cannot be written.
+        """
+        with (
+            naming_errors(self.path, "writing"),
+            tempfile.TemporaryDirectory(prefix=".", suffix=f".{os.getpid()}.partial", dir=self.path) as partial,
+        ):
+            self._write_student(Path(partial))
+            for name in (*os.listdir(partial), PICTURE):
+                if (self.path / name).is_dir():
+                    raise InputError(f"--output_student_dir: {self.path / name} is a directory; remove it")
 
     def prepare(self) -> None:
         """Brings the directory into the state of the checkpoint that the run resumes, or of the beginning.

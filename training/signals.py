@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a training."""
+"""SIGINT, SIGTERM and SIGHUP during a training."""
 
 import contextlib
 import os
@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterator
 
 from runtime.ranks import rank
+from runtime.signals import TERMINATING
 
 
 @contextlib.contextmanager
 def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM only add their number to the list that it yields. The first one prints `message`."""
+    """Inside, SIGINT, SIGTERM and SIGHUP only add their number to the list that it yields. The first prints `message`.
+
+    Where SIGTERM or SIGHUP is ignored, it stays ignored: nohup ignores SIGHUP.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -21,7 +25,8 @@ def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
                 os.write(sys.__stderr__.fileno(), f"\n{name}: {message}\n".encode())
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = {number for number in TERMINATING if signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, note) for number in {signal.SIGINT, *TERMINATING} - ignored}
     try:
         yield received
     finally:

