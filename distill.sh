@@ -88,16 +88,16 @@ train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
 if [[ $overwrite == no && $fp16_backend == torch ]]; then resume=yes; else resume=no; fi # apex cannot resume
 if [[ $teacher_check == yes ]]; then no_teacher_check=no; else no_teacher_check=yes; fi
 
-[[ $collection != python_docs ]] || env max_seq_length="$max_seq_length" device="$device" precision="$precision" \
-    python="$python" bash experiments/python_docs/prepare.sh
+[[ $collection != python_docs ]] || run env max_seq_length="$max_seq_length" device="$device" \
+    precision="$precision" python="$python" bash experiments/python_docs/prepare.sh
 check_exists "make it first" teacher_model dev_qrels
 features=
 [[ -z $dev_pairs ]] || tokenize dev "$dev_pairs" "$general_student_model"
 dev_features_file=$features
 tokenize "$set_name" "$train_pairs" "$general_student_model" "$features_file"
 
-"${launch[@]}" distill.py --distill_model="$distill_model_type" --att_weight="$att_weight" --rep_weight="$rep_weight" \
-    --soft_weight="$soft_weight" --hard_weight="$hard_weight" --layer_map="$layer_map" \
+run "${launch[@]}" distill.py --distill_model="$distill_model_type" --att_weight="$att_weight" \
+    --rep_weight="$rep_weight" --soft_weight="$soft_weight" --hard_weight="$hard_weight" --layer_map="$layer_map" \
     --ignore_padding="$ignore_padding" --no_teacher_check="$no_teacher_check" --teacher_dropout="$teacher_dropout" \
     --alpha="$alpha" --temperature="$temperature" --pooled_activation="$pooled_activation" --features_file="$features" \
     --teacher_model="$teacher_model" --general_student_model="$general_student_model" \

@@ -39,10 +39,10 @@ tokenize test "$test_pairs" "${student_model:-$teacher_model}" "$features_file"
 
 # Makes NAME.scores.tsv and NAME.run in runs_dir. Call: rank NAME MODEL
 rank() {
-    "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
+    run "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
         --output_scores_file="$runs_dir/$1.scores.tsv" --eval_batch_size="$eval_batch_size" \
         --pooled_activation="$pooled_activation" --device="$device" --precision="$precision" --overwrite
-    "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
+    run "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
         --output_results_file="$runs_dir/$1.run" --aggregation="$aggregation" --run_name="$1" --overwrite
 }
 [[ -z $teacher_model ]] || rank teacher "$teacher_model"

@@ -162,7 +162,10 @@ class RunDirectory:
         self._keep_checkpoints = keep_checkpoints
         if tensorboard_dir is not None and rank() == 0:
             # TensorBoard forgets the steps of a killed run after its last checkpoint.
-            self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
+            try:
+                self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
+            except UnicodeEncodeError:
+                raise InputError("--tensorboard_dir: TensorBoard needs a path that is UTF-8, name another") from None
 
     def first_step(self) -> int:
         """Returns the step of the checkpoint that this process resumes; 0 without one."""

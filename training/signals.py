@@ -19,11 +19,11 @@ def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if not received and rank() == 0:
+        received.append(number)
+        if len(received) == 1 and rank() == 0:
             name = signal.Signals(number).name
             with contextlib.suppress(OSError, AttributeError):  # Ctrl-C also ends a `tee` that reads stderr
                 os.write(sys.__stderr__.fileno(), f"\n{name}: {message}\n".encode())
-        received.append(number)
 
     ignored = {number for number in TERMINATING if signal.getsignal(number) == signal.SIG_IGN}
     before = {number: signal.signal(number, note) for number in {signal.SIGINT, *TERMINATING} - ignored}

@@ -28,7 +28,7 @@ make "$models/general_student/config.json" "$python" model_tools/make_general_st
 if [[ ! -e $models/teacher/config.json ]]; then
     tokenize train "$data/train_pairs.tsv" "$encoder"
     echo "Fine-tuning the teacher of the example; this takes a few minutes without a GPU"
-    "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$encoder" \
+    run "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$encoder" \
         --output_student_dir="$models/teacher" --train_batch_size="$teacher_batch_size" \
         --learning_rate="$teacher_learning_rate" --num_train_epochs="$teacher_epochs" --train_loss_step=20 \
         --device="$device" --precision="$precision" --resume
