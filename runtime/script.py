@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from runtime.errors import InputError, naming_errors
 from runtime.paths import printable
@@ -33,8 +34,7 @@ def run_script(main: Callable[..., None], *args: object) -> None:
         with signals_raised():
             try:
                 main(*args)
-                with naming_errors("standard output", "writing"):
-                    print(end="", flush=True)
+                _flush(sys.stdout)
             except BrokenPipeError:
                 status = 128 + signal.SIGPIPE
             except (InputError, OSError) as error:
@@ -50,11 +50,18 @@ def run_script(main: Callable[..., None], *args: object) -> None:
         sys.exit(status)
 
 
+def _flush(stream: TextIO | None) -> None:
+    """Writes what a stream has buffered. If its reader has gone or the disk is full, raises OSError."""
+    if stream is not None:  # it is closed
+        with naming_errors(getattr(stream, "name", "output"), "writing"):
+            stream.flush()
+
+
 def _drop_unwritten_output() -> None:
     """Drops what stdout or stderr cannot take. Otherwise Python tries again at its end, and changes the exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            print(end="", file=stream, flush=True)
+            _flush(stream)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -40,8 +40,23 @@ def signals_raised() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def handle_terminating(handler: Callable | signal.Handlers) -> None:
+@contextlib.contextmanager
+def signals_handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP call `handler`. Where SIGTERM or SIGHUP is ignored, it stays ignored."""
+    numbers = (signal.SIGINT, *filter(_is_not_ignored, TERMINATING))
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def handle_terminating(handler: Callable[[int, object], None] | signal.Handlers) -> None:
     """Sets a handler of SIGTERM and SIGHUP, except where they are ignored."""
-    for number in TERMINATING:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
+    for number in filter(_is_not_ignored, TERMINATING):
+        signal.signal(number, handler)
+
+
+def _is_not_ignored(number: int) -> bool:
+    return signal.getsignal(number) != signal.SIG_IGN

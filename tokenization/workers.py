@@ -1,9 +1,11 @@
 """A function computed in several processes. No process waits for another one that was killed."""
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -15,6 +17,7 @@ from runtime.signals import TERMINATING
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _SIGNALS = (signal.SIGINT, *TERMINATING)
 
 
@@ -80,6 +83,8 @@ def _work(function: Callable, connection: Connection, inherited: list[Connection
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if sys.platform == "linux":  # a process that is stopped does not read the end of its pipe
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send(function(connection.recv()))

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator
 
 from runtime.ranks import rank
-from runtime.signals import TERMINATING
+from runtime.signals import signals_handled
 
 
 @contextlib.contextmanager
 def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
     """Inside, SIGINT, SIGTERM and SIGHUP only add their number to the list that it yields. The first prints `message`.
 
-    Where SIGTERM or SIGHUP is ignored, it stays ignored: nohup ignores SIGHUP.
+    A signal that is ignored stays ignored: nohup ignores SIGHUP.
     """
     received: list[int] = []
 
@@ -25,10 +25,5 @@ def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
             with contextlib.suppress(OSError, AttributeError):  # Ctrl-C also ends a `tee` that reads stderr
                 os.write(sys.__stderr__.fileno(), f"\n{name}: {message}\n".encode())
 
-    ignored = {number for number in TERMINATING if signal.getsignal(number) == signal.SIG_IGN}
-    before = {number: signal.signal(number, note) for number in {signal.SIGINT, *TERMINATING} - ignored}
-    try:
+    with signals_handled(note):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
