@@ -53,7 +53,7 @@ def check_environment() -> None:
 def run_shell(arguments: list[str], variables: Mapping[str, Variable], what: str) -> None:
     """Runs `bash ARGUMENTS` with `variables` in its environment.
 
-    Ctrl-C, SIGTERM and SIGHUP are sent to all its processes as SIGINT. Then the call waits, so that distill.py can save a
+    SIGINT, SIGTERM and SIGHUP go to all its processes as SIGINT. Then the call waits, so that distill.py can save a
     checkpoint.
 
     Raises InputError, which names `what`, if bash fails, and KeyboardInterrupt if a signal stopped it.
