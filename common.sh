@@ -190,6 +190,32 @@ set_launch() {
         "$python" -m torch.distributed.run --standalone --nproc_per_node "$num_processes")
 }
 
+# With setpriv, a command that `run` starts gets SIGTERM when this shell is killed.
+until_killed=
+if setpriv --pdeathsig TERM true 2>/dev/null; then until_killed="setpriv --pdeathsig TERM --"; fi
+
+# Runs a command, and passes SIGHUP, SIGINT, SIGQUIT and SIGTERM on to it, as SIGTERM. It waits until the command has
+# ended: distill.py saves a checkpoint first. If bash ran the command in the foreground, `kill` would end bash alone.
+# The status is 75 if distill.py can resume, or else 128 + the signal's number. Functions cannot be commands here.
+run() {
+    local command='' ended_by='' interrupted status
+    local name pass_on='interrupted=yes; kill $command 2>/dev/null || :'
+    for name in HUP:1 INT:2 QUIT:3 TERM:15; do
+        trap "ended_by=$((128 + ${name#*:})); $pass_on" "${name%:*}"
+    done
+    $until_killed "$@" <&0 & # otherwise the input would be empty
+    command=$!
+    [[ -z $ended_by ]] || kill "$command"
+    while
+        interrupted='' status=0
+        wait "$command" || status=$?
+        [[ -n $interrupted ]]
+    do :; done
+    trap - HUP INT QUIT TERM
+    [[ -z $ended_by || $status == 75 ]] || status=$ended_by
+    return "$status"
+}
+
 # Sets `features` to the features file of a set (train, dev, test, general); tokenizes if needed. A file that is named
 # is made only if it is missing; there is a warning if it was made from other pairs, and the pairs may be missing.
 # Otherwise the file is beside the pairs, and it is made again unless it was made from these very pairs with these
@@ -204,7 +230,7 @@ tokenize() {
         [[ ! -e $features || -r $2 ]] || return 0
     fi
     [[ -r $2 ]] || fail "${1/general/train}_pairs=$2 does not exist; make it first"
-    "$python" tokenize_to_features.py --set_name="$1" --raw_data_file="$2" --output_features_file="$features" \
+    run "$python" tokenize_to_features.py --set_name="$1" --raw_data_file="$2" --output_features_file="$features" \
         --bert_model_dir="$3" --max_seq_length="$max_seq_length" --do_lower_case="$do_lower_case" --overwrite "$unless"
 }
 
@@ -219,12 +245,12 @@ measures() {
 
 # Runs a command unless its output exists. Call: make OUTPUT COMMAND...
 make() {
-    [[ -e $1 ]] || "${@:2}"
+    [[ -e $1 ]] || run "${@:2}"
 }
 
-# Runs a script of data_preparation/, by its name, with flags.
+# Runs a script of data_preparation/ unless its output exists. Call: prepare OUTPUT NAME FLAGS...
 prepare() {
-    "$python" "data_preparation/$1.py" "${@:2}"
+    make "$1" "$python" "data_preparation/$2.py" "${@:3}"
 }
 
 # Makes train_pairs.tsv: the pairs without the positives that the teacher scores low. The report is written last.
@@ -232,10 +258,10 @@ prepare() {
 filter_pairs() {
     if [[ ! -e $data/positives.scores.tsv ]]; then
         tokenize test "$2" "$models/teacher"
-        "$python" rerank.py --model_dir="$models/teacher" --features_file="$features" \
+        run "$python" rerank.py --model_dir="$models/teacher" --features_file="$features" \
             --output_scores_file="$data/positives.scores.tsv" --device="$device" "${@:3}"
     fi
-    make "$data/train_pairs.tsv.report.json" prepare filter_positives --pairs_file="$1" \
+    prepare "$data/train_pairs.tsv.report.json" filter_positives --pairs_file="$1" \
         --scores_file="$data/positives.scores.tsv" --threshold="$threshold" --best="$best_positives" \
         --output_pairs_file="$data/train_pairs.tsv" --overwrite
 }
@@ -248,11 +274,11 @@ make_pseudo_pairs() {
     local pseudo=(--collection "$data/pseudo_corpus.jsonl" --queries "$data/pseudo_queries.tsv"
         --qrels "$data/pseudo_qrels.tsv") kind=(--kind title --remove_all_titles)
     [[ $pseudo_kind == title ]] || kind=(--kind "$pseudo_kind" --first_words 75) # what is read of a document
-    make "$data/pseudo_queries.tsv.report.json" prepare make_pseudo_queries --collection "$1" --not_in "$2" \
+    prepare "$data/pseudo_queries.tsv.report.json" make_pseudo_queries --collection "$1" --not_in "$2" \
         "${kind[@]}" --num "$pseudo_queries" --output_collection_file "$data/pseudo_corpus.jsonl" \
         --output_queries_file "$data/pseudo_queries.tsv" --output_qrels_file "$data/pseudo_qrels.tsv" --overwrite
-    make "$data/pseudo_top100" prepare make_candidates "${pseudo[@]}" --output_run_file "$data/pseudo_top100"
-    make "$data/pseudo_pairs.tsv.report.json" prepare make_train_pairs "${pseudo[@]}" \
+    prepare "$data/pseudo_top100" make_candidates "${pseudo[@]}" --output_run_file "$data/pseudo_top100"
+    prepare "$data/pseudo_pairs.tsv.report.json" make_train_pairs "${pseudo[@]}" \
         --candidates "$data/pseudo_top100" --window 1000000 --stride 1000000 --num_negatives 1 \
         --output_pairs_file "$data/pseudo_pairs.tsv" --overwrite
 }

@@ -1,5 +1,10 @@
 """Turns passage scores into a TREC run of documents."""
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import sys
 import time

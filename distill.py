@@ -1,6 +1,11 @@
 # ruff: noqa: E402
 """Features, a teacher and a general student in; a distilled student out (Chen et al., ECIR 2021, arXiv 2009.07531)."""
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 from training.flags import compared, compares_layers, learns_labels, parse_args, trainings
 
 # The weights of the loss terms of each method; a term not listed has weight 0. `--alpha` sets those of standard.
@@ -279,7 +284,9 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
                 checked = check_teacher(args.teacher_model, models.teacher, features, args.seed, device, autocast)
 
     init_process_group(device)  # a barrier: rank 0 changes the directory after all have read it
+    run.open(models, features.header, learns_labels(args), args.keep_checkpoints, args.tensorboard_dir)
     if rank() == 0:
+        run.check_writing()
         run.prepare()
         for directory in later if args.overwrite else ():
             discard_run(directory)
@@ -293,7 +300,6 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
             logger.info("%s", checked)
         if args.resume:
             logger.info("resuming from %s", "the beginning" if start is None else start)
-        run.open(models, features.header, learns_labels(args), args.keep_checkpoints, args.tensorboard_dir)
         begin = time.monotonic()
         with out_of_memory_explained():
             progress = train(args, features, models, dev, precision, device, run)

@@ -115,7 +115,7 @@ flags=(--distill_model="$distill_model_type" --att_weight="$att_weight" --rep_we
 "$python" distill.py "${flags[@]}" --features_file="$train_pairs" --dev_features_file="$dev_pairs" --check_flags
 print_settings
 
-[[ $collection != python_docs ]] || env max_seq_length="$max_seq_length" device="$device" precision="$precision" \
+[[ $collection != python_docs ]] || run env max_seq_length="$max_seq_length" device="$device" precision="$precision" \
     python="$python" bash experiments/python_docs/prepare.sh
 check_exists "make it first" teacher_model dev_pairs dev_qrels
 features=
@@ -124,7 +124,7 @@ dev_features_file=$features
 tokenize "$set_name" "$train_pairs" "$general_student_model" "$features_file"
 
 set_launch
-"${launch[@]}" distill.py "${flags[@]}" --features_file="$features" --dev_features_file="$dev_features_file"
+run "${launch[@]}" distill.py "${flags[@]}" --features_file="$features" --dev_features_file="$dev_features_file"
 
 if [[ $distill_model_type == intermediate && -z $soft_weight$hard_weight ]]; then # it is not a ranker yet
     printf 'Next: collection=%q general_student_model=%q max_seq_length=%q do_lower_case=%q %s\n' \

@@ -1,5 +1,10 @@
 """MRR and MRR@10, or other measures, of TREC runs, and significance tests against a baseline."""
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import os
 import sys

@@ -1,6 +1,11 @@
 # ruff: noqa: E402
 """Features and a ranker in; a score for each passage out."""
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 from pathlib import Path
 

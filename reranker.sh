@@ -53,12 +53,12 @@ mkdir -p -- "$runs_dir"
 
 # Makes NAME.scores.tsv and NAME.run in runs_dir, and NAME.interpolated.run if wanted. Call: rank NAME MODEL [FLAG]
 rank() {
-    "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
+    run "${launch[@]}" rerank.py --model_dir="$2" --features_file="$features" --max_seq_length="$max_seq_length" \
         --output_scores_file="$runs_dir/$1.scores.tsv" --eval_batch_size="$eval_batch_size" \
         --pooled_activation="$pooled_activation" --device="$device" --precision="$precision" --overwrite "${@:3}"
-    "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
+    run "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
         --output_results_file="$runs_dir/$1.run" --aggregation="$aggregation" --run_name="$1" --overwrite "${@:3}"
-    [[ -z $interpolation_weight ]] || "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
+    [[ -z $interpolation_weight ]] || run "$python" convert_to_trec_results.py --scores_file="$runs_dir/$1.scores.tsv" \
         --output_results_file="$runs_dir/$1.interpolated.run" --aggregation="$aggregation" \
         --run_name="$1.interpolated" --interpolate_with="$candidates_run" \
         --interpolation_weight="$interpolation_weight" --overwrite "${@:3}"

@@ -1,5 +1,10 @@
 """Pairs or plain text in; pickled features out."""
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import itertools
 import os

@@ -1,15 +1,21 @@
 """Distilling and re-ranking: one process with all threads against several processes that share the threads."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import os
 import re
-import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.child import reranking_seconds, run, training_losses_and_speed
 from benchmarks.machine import describe_torch_machine

@@ -1,11 +1,17 @@
 """Re-ranking: rerank.py against the reference implementation, and against CrossEncoder."""
 # ruff: noqa: E402
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
 
 from benchmarks.synthetic import Shape, shape
 from runtime.errors import InputError

@@ -1,20 +1,26 @@
 """Tokenization of pairs and size of features, against the reference implementation of the published tokenizer."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import itertools
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.reference_tokenization import PaddedExample, tokenize, write_csv

@@ -1,13 +1,19 @@
 """Labelled pairs and the teacher's scores of the positives in; labelled pairs with the better positives out."""
 
-import argparse
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator
 
 from data_preparation.histogram import write_score_histogram
 from data_preparation.reports import beside, refuse_outputs, write_report

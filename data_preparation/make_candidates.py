@@ -1,13 +1,19 @@
 """A collection and queries in; a BM25 run of each query's best documents out."""
 
-import argparse
-import math
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
 
 from data_preparation.candidates import K1, B, bm25_candidates
 from data_preparation.reports import refuse_outputs

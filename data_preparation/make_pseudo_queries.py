@@ -1,17 +1,23 @@
 """A collection in; pseudo-queries, their relevance judgments, and the collection without their texts out."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import contextlib
 import hashlib
 import itertools
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preparation.pseudo_queries import (
     PhraseFinder,

@@ -1,13 +1,19 @@
 """A collection and candidates in; pairs to re-rank out."""
 
-import argparse
 import sys
-import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import time
+from collections.abc import Iterator
+from itertools import islice
 
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages

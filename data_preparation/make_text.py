@@ -1,12 +1,18 @@
 """A collection in; its plain text for general distillation out."""
 
-import argparse
-import itertools
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import itertools
+import time
 
 from data_preparation.sentences import sentence_spans
 from data_preparation.sources import add_collection_arguments, input_files, open_collection

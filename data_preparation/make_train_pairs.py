@@ -1,12 +1,18 @@
 """A collection, relevance judgments and candidates in; labelled pairs out."""
 
-import argparse
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import time
+from collections.abc import Iterator
 
 from data_preparation.needed import read_needed
 from data_preparation.passages import add_passage_arguments, check_passage_arguments, split_into_passages

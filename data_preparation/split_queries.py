@@ -1,11 +1,17 @@
 """Relevance judgments in; those of held-out queries, and those of the other queries, out."""
 
-import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import hashlib
 
 from data_preparation.reports import refuse_outputs
 from formats.atomic import atomic_files

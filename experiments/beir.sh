@@ -61,26 +61,26 @@ of_split() {
 
 # --- candidates
 of_split "$train_split"
-make "$data/top100.train" prepare make_candidates "${split_flags[@]}" --output_run_file "$data/top100.train" \
+prepare "$data/top100.train" make_candidates "${split_flags[@]}" --output_run_file "$data/top100.train" \
     --output_qrels_file "$data/qrels.all.tsv" --overwrite
 train_qrels=$data/qrels.all.tsv
 if [[ $num_held_out != 0 ]]; then
     train_qrels=$data/qrels.train.tsv
-    make "$data/qrels.test.tsv" prepare split_queries --qrels "$data/qrels.all.tsv" --num_dev "$num_held_out" \
+    prepare "$data/qrels.test.tsv" split_queries --qrels "$data/qrels.all.tsv" --num_dev "$num_held_out" \
         --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.tsv" --overwrite
-    make "$data/top100.test" prepare make_candidates "${split_flags[@]}" --qrels "$data/qrels.test.tsv" \
+    prepare "$data/top100.test" make_candidates "${split_flags[@]}" --qrels "$data/qrels.test.tsv" \
         --output_run_file "$data/top100.test"
 else
     of_split "$test_split"
-    make "$data/top100.test" prepare make_candidates "${split_flags[@]}" --output_run_file "$data/top100.test" \
+    prepare "$data/top100.test" make_candidates "${split_flags[@]}" --output_run_file "$data/top100.test" \
         --output_qrels_file "$data/qrels.test.tsv" --overwrite
 fi
 
 # --- pairs. Their reports are written last.
-make "$data/test_pairs.tsv.report.json" prepare make_rerank_pairs "${split_flags[@]}" --candidates "$data/top100.test" \
+prepare "$data/test_pairs.tsv.report.json" make_rerank_pairs "${split_flags[@]}" --candidates "$data/top100.test" \
     --depth "$rerank_depth" --window "$window" --stride "$stride" --output_pairs_file "$data/test_pairs.tsv" --overwrite
 of_split "$train_split"
-make "$data/all_pairs.tsv.report.json" prepare make_train_pairs "${split_flags[@]}" --qrels "$train_qrels" \
+prepare "$data/all_pairs.tsv.report.json" make_train_pairs "${split_flags[@]}" --qrels "$train_qrels" \
     --candidates "$data/top100.train" --window "$window" --stride "$stride" --num_negatives "$num_negatives" \
     --num_random_negatives "$num_random_negatives" --output_pairs_file "$data/all_pairs.tsv" \
     --output_positives_file "$data/positives.tsv" --overwrite
@@ -107,7 +107,7 @@ make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$dat
 filter_pairs "$data/all_pairs.tsv" "$data/positives.tsv"
 
 # --- general student: layers of the encoder, distilled on plain text
-make "$data/text.txt" prepare make_text --collection "$source" --max_documents "$general_documents" \
+prepare "$data/text.txt" make_text --collection "$source" --max_documents "$general_documents" \
     --output_text_file "$data/text.txt"
 make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" \
     --layers "$student_layers" --output_dir "$models/layers"

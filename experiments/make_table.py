@@ -1,12 +1,18 @@
 """Runs the rows of a recipe and makes a table and a plot of their results."""
 
-import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import os
+from typing import Any
 
 from benchmarks.machine import describe_machine
 from experiments.recipe import Recipe, load_recipe, parse_recipe

@@ -76,7 +76,7 @@ make "$models/teacher/config.json" "$python" model_tools/convert_tf_checkpoint.p
     --tf_checkpoint "$teacher_checkpoint" --output_dir "$models/teacher"
 
 # --- training pairs: positives that the teacher finds relevant, and negatives. The reports are written last.
-make "$data/all_pairs.tsv.gz.report.json" prepare make_train_pairs --collection "$documents" \
+prepare "$data/all_pairs.tsv.gz.report.json" make_train_pairs --collection "$documents" \
     --queries "$train_queries" --qrels "$train_qrels" --candidates "$train_candidates" --window "$window" \
     --stride "$stride" --num_negatives "$num_negatives" --output_pairs_file "$data/all_pairs.tsv.gz" \
     --output_positives_file "$data/positives.tsv.gz" --overwrite
@@ -84,17 +84,17 @@ filter_pairs "$data/all_pairs.tsv.gz" "$data/positives.tsv.gz" --eval_batch_size
     --precision="$precision"
 
 # --- pairs to re-rank
-make "$data/dev_pairs.tsv.report.json" prepare make_rerank_pairs --collection "$documents" --queries "$dev_queries" \
+prepare "$data/dev_pairs.tsv.report.json" make_rerank_pairs --collection "$documents" --queries "$dev_queries" \
     --candidates "$dev_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
     --output_pairs_file "$data/dev_pairs.tsv" --overwrite
-make "$data/trec_pairs.tsv.report.json" prepare make_rerank_pairs --collection "$documents" --queries "$trec_queries" \
+prepare "$data/trec_pairs.tsv.report.json" make_rerank_pairs --collection "$documents" --queries "$trec_queries" \
     --candidates "$trec_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
     --output_pairs_file "$data/trec_pairs.tsv" --overwrite
 
 # --- general student 3/384: random initial values, distilled on plain text
 if [[ -z $general_text ]]; then
     general_text=$data/text.txt
-    make "$general_text" prepare make_text --collection "$documents" --max_documents "$general_documents" \
+    prepare "$general_text" make_text --collection "$documents" --max_documents "$general_documents" \
         --output_text_file "$general_text"
 fi
 make "$models/scratch_3_384/config.json" "$python" model_tools/make_general_student.py --model_dir "$pretrained" \

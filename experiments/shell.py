@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.recipe import Variable
 from runtime.errors import InputError
+from runtime.signals import signals_handled
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Exit status of distill.py when a signal stopped it: it saved a checkpoint and can resume.
@@ -52,7 +53,7 @@ def check_environment() -> None:
 def run_shell(arguments: list[str], variables: Mapping[str, Variable], what: str) -> None:
     """Runs `bash ARGUMENTS` with `variables` in its environment.
 
-    Ctrl-C and SIGTERM are sent to all its processes as SIGINT. Then the call waits, so that distill.py can save a
+    SIGINT, SIGTERM and SIGHUP go to all its processes as SIGINT. Then the call waits, so that distill.py can save a
     checkpoint.
 
     Raises InputError, which names `what`, if bash fails, and KeyboardInterrupt if a signal stopped it.
@@ -67,12 +68,8 @@ def run_shell(arguments: list[str], variables: Mapping[str, Variable], what: str
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGINT)
 
-    old_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(stop):
         status = child.wait()
-    finally:
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler)
     if is_stopped or status == STOPPED:
         raise KeyboardInterrupt
     if status:

@@ -1,11 +1,17 @@
 """A TensorFlow 1 checkpoint of BERT in; a model directory out."""
 # ruff: noqa: E402
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
 
 from model_tools.output import check_output_dir
 from runtime.errors import InputError

@@ -1,12 +1,18 @@
 """A student in; a cross-encoder of one output out, as sentence-transformers and servers of rerankers load it."""
 # ruff: noqa: E402
 
-import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import importlib.util
 
 from model_tools.output import add_lower_case_flag, check_output_dir
 from runtime.errors import InputError

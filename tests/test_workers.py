@@ -165,10 +165,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def end_the_script(directory: Path, seconds: float, end: Callable[[subprocess.Popen, list[int]], None]) -> int:
+def end_the_script(
+    directory: Path, seconds: float, end: Callable[[subprocess.Popen, list[int]], None], says: str = ""
+) -> int:
     """Starts the script, calls `end` with it and its workers some time after these exist, and returns the exit status.
 
-    Checks that all workers end, and that nothing is printed.
+    Checks that all workers end, and that only `says` is printed, on stderr. The script has its own process group.
     """
     program = (
         "import runpy, sys, tokenization.pair_encoding as pairs; pairs.useful_processes = lambda: 3; "
@@ -181,6 +183,7 @@ def end_the_script(directory: Path, seconds: float, end: Callable[[subprocess.Po
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not (workers := children_of(process.pid)) and time.monotonic() < deadline:
@@ -188,7 +191,7 @@ def end_the_script(directory: Path, seconds: float, end: Callable[[subprocess.Po
     time.sleep(seconds)
     workers = children_of(process.pid) or workers
     end(process, workers)
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=20) == ("", says)
     deadline = time.monotonic() + 20
     while any(is_running(worker) for worker in workers):
         assert time.monotonic() < deadline
@@ -219,6 +222,41 @@ def test_sigterm_at_random_moments_ends_all_workers(tmp_path: Path, model_dir: P
     for end in (terminate, stop_a_worker_and_terminate) * 8:
         assert end_the_script(tmp_path, rng.uniform(0, 0.3), end) == 128 + signal.SIGTERM
         assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
+
+
+def signal_to_the_group(number: int) -> Callable[[subprocess.Popen, list[int]], None]:
+    return lambda process, workers: os.killpg(process.pid, number)
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_has_one_line_at_most(
+    tmp_path: Path, model_dir: Path, pairs: Path, number: int
+) -> None:
+    says = "tokenize_to_features.py: interrupted\n" if number == signal.SIGINT else ""
+    assert end_the_script(tmp_path, 0.1, signal_to_the_group(number), says) == 128 + number
+    assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
+
+
+@linux
+@pytest.mark.slow
+def test_signals_to_the_whole_process_group_at_random_moments(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
+    rng = random.Random(3)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 10:
+        says = "tokenize_to_features.py: interrupted\n" if number == signal.SIGINT else ""
+        assert end_the_script(tmp_path, rng.uniform(0, 0.3), signal_to_the_group(number), says) == 128 + number
+        assert sorted(os.listdir(tmp_path)) == ["model", "pairs"]
+
+
+def stop_a_worker_and_kill(process: subprocess.Popen, workers: list[int]) -> None:
+    os.kill(workers[-1], signal.SIGSTOP)
+    time.sleep(0.05)
+    process.kill()
+
+
+@linux
+def test_a_stopped_worker_ends_when_the_main_process_is_killed(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
+    assert end_the_script(tmp_path, 0.1, stop_a_worker_and_kill) == -signal.SIGKILL
 
 
 @linux

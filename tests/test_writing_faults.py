@@ -180,7 +180,8 @@ def test_a_directory_that_is_removed_meanwhile_is_named_with_the_output(tmp_path
 
 
 @pytest.mark.parametrize("name", ["features", "scores", "scores.gz"])
-def test_sigterm_leaves_the_old_file_and_no_partial_file(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_leaves_the_old_file_and_no_partial_file(tmp_path: Path, name: str, number: int) -> None:
     path = tmp_path / name
     path.write_text("older")
     code = """
@@ -190,9 +191,9 @@ def test_sigterm_leaves_the_old_file_and_no_partial_file(tmp_path: Path, name: s
     """
     process = in_a_process(tmp_path, code, path)
     assert f".{name}.{process.pid}.partial" in process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.communicate(timeout=30) == ("", "")
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert (os.listdir(tmp_path), path.read_text()) == ([name], "older")
 
 

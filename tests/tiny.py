@@ -8,6 +8,7 @@ import os
 import resource
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -209,6 +210,7 @@ def run_main(script: str, *args: object) -> Finished:
     """Runs a script as `python script args` does, but in this process, where torch is already imported."""
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
+    interrupt = signal.getsignal(signal.SIGINT)  # a script changes it at its first line
     root_logger.handlers[:] = []
     stdout, stderr = io.StringIO(), io.StringIO()
     status = 0
@@ -223,6 +225,7 @@ def run_main(script: str, *args: object) -> Finished:
             except SystemExit as done:
                 status = done.code or 0
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         for handler in root_logger.handlers:
             handler.close()
         root_logger.handlers[:] = handlers

@@ -165,5 +165,6 @@ def save_tokenizer(directory: Path, tokens: Sequence[str], do_lower_case: bool, 
         **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS if token in tokens},
     }
     directory.joinpath("vocab.txt").write_bytes("".join(f"{token}\n" for token in tokens).encode())
-    tokenizer.save(str(directory / "tokenizer.json"))
+    # not by Tokenizer.save, which takes only paths that are text
+    directory.joinpath("tokenizer.json").write_bytes(tokenizer.to_str(pretty=True).encode())
     directory.joinpath("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

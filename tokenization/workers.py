@@ -1,20 +1,24 @@
 """A function computed in several processes. No process waits for another one that was killed."""
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from runtime.errors import InputError
+from runtime.signals import TERMINATING
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_SIGNALS = (signal.SIGINT, *TERMINATING)
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
@@ -75,10 +79,12 @@ def _work(function: Callable, connection: Connection, inherited: list[Connection
     """Runs in a worker, until the main process is gone."""
     for other in inherited:  # a forked process has copies of the main process's ends
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles an interrupt
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _SIGNALS:  # a terminal sends SIGINT and SIGHUP to all processes, and the main one handles them
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if sys.platform == "linux":  # a process that is stopped does not read the end of its pipe
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send(function(connection.recv()))
@@ -86,7 +92,7 @@ def _work(function: Callable, connection: Connection, inherited: list[Connection
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Delays SIGINT and SIGTERM. So the main process knows each worker that it has started."""
+    """Delays SIGINT, SIGTERM and SIGHUP. So the main process knows each worker that it has started."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

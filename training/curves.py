@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from formats.atomic import atomic_write
+from runtime.paths import printable
 from training.terms import TERMS
 
 LOSS_FILE = "train_loss.jsonl"
@@ -64,7 +65,8 @@ def write_training_curves(directory: Path) -> bool:
         label, color = _LOSSES[name]
         values = [row[name] or float("nan") for row in losses]  # a logarithm has no 0
         axes.plot(steps, values, label=label, color=color, linewidth=1.8 if name == "loss" else 1.2)
-    axes.set_title(f"{directory.resolve().name}: training", pad=12 + 14 * rows)  # above the legend
+    title = printable(f"{directory.resolve().name}: training")
+    axes.set_title(title, pad=12 + 14 * rows, parse_math=False)  # above the legend
     axes.set(ylabel="loss", yscale="log")
     axes.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

@@ -28,8 +28,8 @@ Out: the student in --output_student_dir, a model directory that rerank.py and t
      distill.log. A student that learned neither soft nor hard labels (intermediate) has no classifier; the next
      training adds one. With --dev_features_file the student is the best checkpoint, see dev_eval.jsonl.
 
---resume continues a run that was stopped; give it the same flags. The student is the same. SIGINT (Ctrl-C) and SIGTERM
-finish the step, save a checkpoint and end with exit status 75.
+--resume continues a run that was stopped; give it the same flags. The student is the same. SIGINT (Ctrl-C), SIGTERM and
+SIGHUP finish the step, save a checkpoint and end with exit status 75.
 
 torchrun --nproc_per_node N distill.py ... splits each batch over N processes; each process uses one GPU, if there are
 GPUs.

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,7 @@ from formats.features import FeaturesHeader
 from formats.run_file import RUN_FILE, read_run_file, write_run_file
 from modeling.model_files import save_ranker
 from runtime.distributed import all_gather, rank
-from runtime.errors import InputError
+from runtime.errors import InputError, naming_errors
 from runtime.script import append_line
 from training import curves
 from training.checkpoints import (
@@ -83,6 +85,20 @@ class RunDirectory:
                 "that run, pass --overwrite instead to start again, or name another --output_student_dir"
             )
 
+    def check_writing(self) -> None:
+        """Writes the student into a directory that is removed again. So what is written last cannot lose the run.
+
+        Raises InputError if a directory is in the place of a file, and OSError if the student cannot be written.
+        """
+        with (
+            naming_errors(self.path, "writing"),
+            tempfile.TemporaryDirectory(prefix=".", suffix=f".{os.getpid()}.partial", dir=self.path) as partial,
+        ):
+            self._write_student(Path(partial))
+            for name in (*os.listdir(partial), PICTURE):
+                if (self.path / name).is_dir():
+                    raise InputError(f"--output_student_dir: {self.path / name} is a directory; remove it")
+
     def prepare(self) -> None:
         """Brings the directory into the state of the checkpoint that the run resumes, or of the beginning.
 
@@ -125,7 +141,10 @@ class RunDirectory:
         self._keep_checkpoints = keep_checkpoints
         if tensorboard_dir is not None and rank() == 0:
             # TensorBoard forgets the steps of a killed run after its last checkpoint.
-            self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
+            try:
+                self._board = import_tensorboard().SummaryWriter(str(tensorboard_dir), purge_step=self.first_step() + 1)
+            except UnicodeEncodeError:
+                raise InputError("--tensorboard_dir: TensorBoard needs a path that is UTF-8, name another") from None
 
     def first_step(self) -> int:
         """Returns the step of the checkpoint that this process resumes; 0 without one."""

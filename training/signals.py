@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a training."""
+"""SIGINT, SIGTERM and SIGHUP during a training."""
 
 import contextlib
 import os
@@ -7,23 +7,23 @@ import sys
 from collections.abc import Iterator
 
 from runtime.ranks import rank
+from runtime.signals import signals_handled
 
 
 @contextlib.contextmanager
 def defer_signals(message: str = "finishing and saving") -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM only add their number to the list that it yields. The first one prints `message`."""
+    """Inside, SIGINT, SIGTERM and SIGHUP only add their number to the list that it yields. The first prints `message`.
+
+    A signal that is ignored stays ignored: nohup ignores SIGHUP.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if not received and rank() == 0:
+        received.append(number)
+        if len(received) == 1 and rank() == 0:
             name = signal.Signals(number).name
             with contextlib.suppress(OSError, AttributeError):  # Ctrl-C also ends a `tee` that reads stderr
                 os.write(sys.__stderr__.fileno(), f"\n{name}: {message}\n".encode())
-        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(note):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -18,6 +18,7 @@ from torch import nn
 
 from runtime.distributed import rank
 from runtime.errors import InputError
+from runtime.paths import utf8_path
 from training.optimizer import BertAdam
 from training.terms import LOSSES
 
@@ -117,7 +118,8 @@ def load_training_state(directory: Path, training: Training, device: torch.devic
     path = directory / FILE_NAME
     numbers = _read_numbers(path)
     try:
-        saved = safetensors.torch.load_file(path)
+        with utf8_path(path) as name:
+            saved = safetensors.torch.load_file(name)
         training.trained.load_state_dict(
             {name.removeprefix("trained."): saved[name] for name in saved if name.startswith("trained.")}
         )
@@ -139,7 +141,7 @@ def load_training_state(directory: Path, training: Training, device: torch.devic
 
 def _read_numbers(path: Path) -> dict:
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with utf8_path(path) as name, safetensors.safe_open(name, "pt") as file:
             return json.loads(file.metadata()["state"])
     except (TypeError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise TrainingStateError(f"{path} is not a training state ({error!r})") from None

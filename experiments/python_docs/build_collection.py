@@ -1,16 +1,22 @@
 """Builds the bundled example: a small collection to rank, from the documentation in Python's standard library."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
 import json
 import platform
 import random
-import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_preparation.candidates import bm25_candidates
 from data_preparation.passages import passage_spans, split_into_passages

