@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.flags import Parser
+from runtime.ranks import rank, world_size
 from runtime.script import refuse_existing
 
 
@@ -23,6 +24,7 @@ Out: one line per pair, in input order, tab-separated: query_id, passage_id, sco
 
 torchrun --nproc_per_node N rerank.py ... splits the batches over N processes; each process uses one GPU, if there are
 GPUs. The scores are the same.""",
+        is_distributed=True,
     )
     parser.add_argument(
         "--model_dir", required=True, help="the ranker's model directory, or its id on the Hugging Face Hub"
@@ -56,7 +58,8 @@ def check_args(args: argparse.Namespace) -> None:
     """Raises InputError for values that cannot work, before anything is loaded."""
     if args.eval_batch_size is not None and args.eval_batch_size < 1:
         raise InputError("--eval_batch_size: needs to be 1 or more")
-    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
+    if rank() == 0:
+        refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, [args.features_file])
 
 
 if __name__ == "__main__":
@@ -72,21 +75,15 @@ import numpy as np
 from tqdm import tqdm
 
 from formats.atomic import atomic_write
+from formats.checksums import file_sha256
 from formats.features import check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
 from modeling.frozen import FrozenRanker
-from modeling.model_files import check_reads_features, load_ranker
+from modeling.model_files import check_reads_features, fingerprint, load_ranker
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import choose_device, choose_precision, is_out_of_memory, keep_freed_memory
-from runtime.distributed import (
-    devices_name,
-    init_process_group,
-    local_device,
-    process_reports,
-    rank,
-    rank_zero_only,
-)
+from runtime.distributed import barrier, check_same, devices_name, local_device, process_reports, rank_zero_only
 from runtime.hub import model_directory
 from runtime.script import buffered_log, report, run_script
 
@@ -105,13 +102,25 @@ def main(args: argparse.Namespace) -> None:
         args.model_dir = model_directory(args.model_dir)
         ranker, _ = load_ranker(args.model_dir, args.pooled_activation)
         check_reads_features(args.model_dir, ranker, args.features_file, header)
+        if world_size() > 1:  # hashes take time
+            check_same(
+                {
+                    "model_dir": fingerprint(ranker),
+                    "features_file": file_sha256(args.features_file),
+                    "eval_batch_size": args.eval_batch_size,
+                    "pooled_activation": ranker.pooled_activation,
+                    "precision": precision,
+                    "device": device.type,
+                },
+                contents=("model_dir", "features_file"),
+            )
         model = FrozenRanker(ranker.to(device), precision)
         del ranker
     for record in records:
         logger.handle(record)
     keep_freed_memory()
     batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length
-    init_process_group(device)
+    barrier(device)
     start = time.monotonic()
     scored = 0
 
