@@ -66,7 +66,7 @@ logger = logging.getLogger("distill")
 STOPPED = 75  # exit status: stopped by a signal after saving, can be resumed (EX_TEMPFAIL of sysexits.h)
 # Flags whose files are compared by content when a run resumes.
 CONTENTS = ("features_file", "teacher_model", "general_student_model", "dev_features_file", "dev_qrels")
-# Flags that may differ between processes: paths, those that only rank 0 uses, and old names of --device and --precision.
+# Flags that may differ between processes: those of rank 0 alone, old names of --device and --precision, and paths.
 OF_A_PROCESS = {"output_student_dir", "overwrite", "resume", "keep_checkpoints", "tensorboard_dir", "no_cuda", "fp16"}
 OF_A_PROCESS |= {*CONTENTS}
 # Flags that may differ when a run resumes: these, and those that do not change the student.

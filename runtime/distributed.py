@@ -82,7 +82,7 @@ def _store() -> dist.Store:
     """Returns the store of this start of the processes: torchrun's, or that of rank 0."""
     try:
         store = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=START_SECONDS)))[0]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: no port has this number
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ProcessError(f"torchrun's store at {address} cannot be reached ({error})") from None
     return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

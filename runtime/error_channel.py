@@ -141,7 +141,7 @@ class ErrorChannel:
             return
         if not message:
             self._is_closed.wait(1)  # torchrun may be ending this process too
-            message = b"has ended without an error message; torchrun's output on its machine may say why"
+            message = b"it ended without an error message, or cannot be reached; see torchrun's output there"
         start = f"{self._program}: error: process {number} on {host}: "
         if self._claim("\n" * self._stderr.isatty() + start + message.decode("utf-8", "replace")):
             self._send(_FAILED)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from runtime.errors import InputError
 
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def world_size() -> int:
@@ -26,16 +26,16 @@ def check_environment() -> None:
     size = os.environ.get("WORLD_SIZE") or "1"
     if size == "1":
         return
-    advice = f"WORLD_SIZE={size} means several processes: start them with torchrun, or unset WORLD_SIZE for one process"
+    advice = "start the processes with torchrun, or unset WORLD_SIZE for one process"
     for name in (*_NUMBERS, "MASTER_ADDR"):
         value = os.environ.get(name)
         if not value:
-            raise InputError(f"{name} is not set, and {advice}")
+            raise InputError(f"{name} is not set, but WORLD_SIZE={size}; {advice}")
         if name in _NUMBERS and not re.fullmatch("[0-9]{1,9}", value):
-            raise InputError(f"{name}={value} is not a number, and {advice}")
+            raise InputError(f"{name}={value} is not a number; {advice}")
     for name, number in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if int(os.environ[name]) >= int(os.environ[number]):
-            raise InputError(f"{name}={os.environ[name]} is not below {number}, and {advice}")
+            raise InputError(f"{name}={os.environ[name]} is not below {number}={os.environ[number]}; {advice}")
 
 
 def exit_after_the_first(status: int | str = 2) -> NoReturn:
