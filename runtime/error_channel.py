@@ -53,7 +53,10 @@ class ErrorChannel:
             store.set("error_channel", f"{token} {_own_address()} {self._server.getsockname()[1]}")
             _start_thread(self._accept, token.encode())
         else:
-            token, host, port = store.get("error_channel").decode().split()
+            try:
+                token, host, port = store.get("error_channel").decode().split()
+            except RuntimeError:  # of torch
+                raise ProcessError(f"process 0 has not started within {START_SECONDS} s; see its output") from None
             try:
                 self._peers[0] = socket.create_connection((host, int(port)), timeout=START_SECONDS)
             except OSError as error:
@@ -214,11 +217,12 @@ def _own_address() -> str:
     It is that of the network in which MASTER_ADDR is. Usually MASTER_ADDR is this machine.
     """
     master = os.environ["MASTER_ADDR"]
-    family, *_, address = socket.getaddrinfo(master, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)  # sends nothing
-        own = probe.getsockname()[0]
-    return master if ipaddress.ip_address(own).is_loopback else own
+    for family, *_, address in socket.getaddrinfo(master, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing; fails if there is no IPv6
+            own = probe.getsockname()[0]
+            return master if ipaddress.ip_address(own).is_loopback else own
+    return master
 
 
 def _keep_alive(connection: socket.socket) -> None:

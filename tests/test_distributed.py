@@ -530,6 +530,19 @@ def wait_long(*args: object, **kwargs: object) -> None:
     threading.Event().wait(LONGEST)
 
 
+def divide_by_zero(*args: object, **kwargs: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_defect_in_one_process_has_its_traceback_at_rank_zero(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+    replaced = {}, {"formats.feature_layout.pad_batch": divide_by_zero}
+    done = run_two(pool, "rerank.py", *rerank_arguments(inputs, tmp_path / "scores"), replaced=replaced)
+    assert [one.status for one in done] == [2, 2] and done[1].stderr == ""
+    start, *lines = done[0].stderr.splitlines()
+    assert start == f"rerank.py: error: process 1 on {socket.gethostname()}: Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError" and os.listdir(tmp_path) == []
+
+
 def test_an_error_ends_a_process_that_is_busy(machines: tuple[Path, Path], pool: Pool) -> None:
     replaced = tuple({"formats.feature_layout.pad_batch": function} for function in (wait_long, out_of_memory))
     start = time.monotonic()
