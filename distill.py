@@ -42,8 +42,10 @@ from runtime.distributed import (
     all_gather,
     all_reduce,
     all_reduce_gradients,
+    barrier,
+    check_same,
     devices_name,
-    init_process_group,
+    files_from_rank_zero,
     local_device,
     process_reports,
     rank,
@@ -69,16 +71,16 @@ from training.terms import LOSSES, TERMS
 logger = logging.getLogger("distill")
 
 STOPPED = 75  # exit status: stopped by a signal after saving, can be resumed (EX_TEMPFAIL of sysexits.h)
-MAX_SKIPPED = 100  # skipped steps in a row that stop the run; a scaler finds its scale within about 20
 # Flags whose files are compared by content when a run resumes.
 CONTENTS = ("features_file", "teacher_model", "general_student_model", "dev_features_file", "dev_qrels")
+# Flags that may differ between processes: those of rank 0 alone, old names of --device and --precision, and paths.
+OF_A_PROCESS = {"output_student_dir", "overwrite", "resume", "keep_checkpoints", "tensorboard_dir", "no_cuda", "fp16"}
+OF_A_PROCESS |= {*CONTENTS}
 # Flags that may differ when a run resumes: these, and those that do not change the student.
 NOT_SETTINGS = {
-    *CONTENTS,
-    *("max_seq_length", "do_lower_case", "no_teacher_check", "tensorboard_dir"),
-    *("output_student_dir", "overwrite", "resume", "save_model_step", "keep_checkpoints"),
+    *OF_A_PROCESS,
+    *("max_seq_length", "do_lower_case", "no_teacher_check", "save_model_step", "device", "deterministic"),
     *("intermediate_learning_rate", "intermediate_num_train_epochs"),
-    *("device", "no_cuda", "fp16", "deterministic"),
 }
 
 
@@ -194,11 +196,6 @@ def train(
             except GradientError as error:
                 raise not_finite_error(step, error, features.example_ids(examples)) from None
             progress.add(step, means, is_applied)
-            if progress.skipped_in_a_row == MAX_SKIPPED:
-                raise InputError(
-                    f"step {step}: a loss or a gradient was not finite in float16, {MAX_SKIPPED} times in a row; use "
-                    "--precision bf16 or fp32, or look at the teacher"
-                )
             bar.update()
             clock.end_step()
 
@@ -269,21 +266,19 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
                 logger.warning("%s", note)
         machine = {"torch": torch.__version__, "deterministic": args.deterministic, "device": devices_name(device)}
         run = RunDirectory(output, settings_of(args, features, models), CONTENTS, machine)
-        if args.resume and run.is_finished():
-            print(f"{output}: the run is finished, there is nothing to resume")
+        if not run.find_start(args.resume):
             return
-        start = run.find_checkpoint() if args.resume else None
         models.to(device)
         # FrozenRanker has no dropout. apex needs the module itself, because it sets the precision of its matmuls.
         if models.teacher is not None and not args.teacher_dropout and args.fp16_backend == "torch":
             models = models._replace(teacher=FrozenRanker(models.teacher, precision.name))
         keep_freed_memory()
-        if "logits" in compares and not args.no_teacher_check and start is None:
+        if "logits" in compares and not args.no_teacher_check and run.first_step() == 0:
             with out_of_memory_explained():
                 autocast = precision.autocast()
                 checked = check_teacher(args.teacher_model, models.teacher, features, args.seed, device, autocast)
 
-    init_process_group(device)  # a barrier: rank 0 changes the directory after all have read it
+    barrier(device)  # rank 0 changes the directory after all processes have passed their checks
     run.open(models, features.header, learns_labels(args), args.keep_checkpoints, args.tensorboard_dir)
     if rank() == 0:
         run.check_writing()
@@ -299,7 +294,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
         if checked:
             logger.info("%s", checked)
         if args.resume:
-            logger.info("resuming from %s", "the beginning" if start is None else start)
+            logger.info("resuming from %s", run.start or "the beginning")
         begin = time.monotonic()
         with out_of_memory_explained():
             progress = train(args, features, models, dev, precision, device, run)
@@ -336,23 +331,28 @@ def main(args: argparse.Namespace) -> None:
     args.precision = choose_precision(args.precision, args.fp16, device)
     if args.deterministic and device.type == "cuda":
         be_deterministic()
-    if args.tensorboard_dir is not None:
+    if args.tensorboard_dir is not None and rank() == 0:
         import_tensorboard()  # before an earlier run is replaced
     files = args.features_file, args.dev_features_file, args.dev_qrels
-    for training in trainings(args):
+    for training in trainings(args) if rank() == 0 else ():
         check_inputs_stay(training.output_student_dir, files, [args.teacher_model, args.general_student_model])
-    with contextlib.ExitStack() as locks:
+    flags = {name: value for name, value in vars(args).items() if name not in OF_A_PROCESS}
+    check_same(flags | {"device": device.type})
+    with contextlib.ExitStack() as stack:
         runs = []
         for training in trainings(args):
             precision = Precision(args.precision, device, args.fp16_backend, args.fp16_opt_level)
             if rank() == 0:
-                locks.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
-            check_earlier_run(training.output_student_dir, training.overwrite, training.resume)
+                stack.enter_context(lock_directory(training.output_student_dir, "--output_student_dir"))
+                check_earlier_run(training.output_student_dir, training.overwrite, training.resume)
             runs.append((training, precision))
         if len(runs) > 1 and args.dev_features_file is not None:  # only the last training uses them; check them now
             read_dev_pairs(args.dev_features_file, args.dev_qrels, args.dev_measure, read_header(args.features_file))
         outputs = [training.output_student_dir for training, _ in runs]
         for number, (training, precision) in enumerate(runs, start=1):
+            if number > 1:  # it starts from the student of the training before it, which rank 0 has
+                student = stack.enter_context(files_from_rank_zero(outputs[number - 2]))
+                training.general_student_model = str(student)
             distil(training, device, precision, outputs[number:])
 
 

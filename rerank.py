@@ -12,6 +12,7 @@ from pathlib import Path
 from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.hub import model_directory, model_files
+from runtime.ranks import rank, world_size
 from runtime.script import refuse_existing
 
 
@@ -29,6 +30,7 @@ Out: one line per pair, in input order, tab-separated: query_id, passage_id, sco
 
 torchrun --nproc_per_node N rerank.py ... splits the batches over N processes; each process uses one GPU, if there are
 GPUs. The scores are the same.""",
+        is_distributed=True,
     )
     parser.add_argument(
         "--model_dir", required=True, help="the ranker's model directory, or its id on the Hugging Face Hub"
@@ -64,7 +66,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--eval_batch_size: needs to be 1 or more")
     inputs = [args.features_file, *model_files(args.model_dir)]
     beside = [".log", ".speed.json"]
-    refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, inputs, beside)
+    if rank() == 0:
+        refuse_existing(args.output_scores_file, "--output_scores_file", args.overwrite, inputs, beside)
 
 
 if __name__ == "__main__":
@@ -79,21 +82,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from formats.atomic import atomic_write
+from formats.checksums import file_sha256
 from formats.features import check_pairs, read_blocks
 from formats.pairs import split_example_id
 from formats.scores import PassageScore, write_scores
 from modeling.frozen import FrozenRanker
-from modeling.model_files import check_reads_features, load_ranker, trained_length
+from modeling.model_files import check_reads_features, fingerprint, load_ranker, trained_length
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import choose_device, choose_precision, is_out_of_memory, keep_freed_memory
-from runtime.distributed import (
-    devices_name,
-    init_process_group,
-    local_device,
-    process_reports,
-    rank,
-    rank_zero_only,
-)
+from runtime.distributed import barrier, check_same, devices_name, local_device, process_reports, rank_zero_only
 from runtime.progress import ProgressBar
 from runtime.script import already_complete, buffered_log, log_line, report, run_script
 
@@ -119,6 +116,18 @@ def main(args: argparse.Namespace) -> None:
                 "--max_seq_length %d",
                 *(args.features_file, header.max_seq_length, args.model_dir, length, length),
             )
+        if world_size() > 1:  # hashes take time
+            check_same(
+                {
+                    "model_dir": fingerprint(ranker),
+                    "features_file": file_sha256(args.features_file),
+                    "eval_batch_size": args.eval_batch_size,
+                    "pooled_activation": ranker.pooled_activation,
+                    "precision": precision,
+                    "device": device.type,
+                },
+                contents=("model_dir", "features_file"),
+            )
         model = FrozenRanker(ranker.to(device), precision)
         del ranker
     logging.basicConfig(format="%(levelname)s %(message)s")
@@ -126,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
         logger.handle(record)
     keep_freed_memory()
     batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length
-    init_process_group(device)
+    barrier(device)
     start = time.monotonic()
     scored = 0
 

@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from runtime.errors import InputError
-from runtime.ranks import exit_after_the_first, rank
+from runtime.ranks import check_environment, world_size
 from runtime.script import error_message, one_line
 
 
@@ -14,18 +15,26 @@ class Parser(argparse.ArgumentParser):
 
     `--flag=`, with nothing after the `=`, leaves the flag at its default. A flag without a value takes `=yes`, and
     `=no`; `=no` is the same as no flag.
+
+    `is_distributed`: torchrun can start several processes of the script. Rank 0 prints an error of any of them.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, is_distributed: bool = False) -> None:
         super().__init__(
             usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, description=description
         )
+        self._is_distributed = is_distributed
 
     def parse(self, check: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
         """Parses the command line and has `check` complete it. An InputError of `check` ends the script.
 
         Adds the flag --check_flags, which ends the script after the check.
         """
+        if self._is_distributed:
+            try:
+                check_environment()
+            except InputError as error:
+                self._exit(str(error))
         self.add_argument("--check_flags", action="store_true", help="check the flags, and run nothing")
         args = self.parse_args()
         try:
@@ -61,6 +70,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Ends the script with exit status 2 and one line on stderr, which only rank 0 prints."""
-        if rank() > 0:
-            exit_after_the_first()
+        if self._is_distributed and world_size() > 1:
+            from runtime.distributed import end_all  # late, because it loads torch
+
+            end_all(InputError(message))
+        self._exit(message)
+
+    def _exit(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")

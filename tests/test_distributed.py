@@ -5,9 +5,14 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
 from unittest import mock
@@ -16,12 +21,14 @@ import pytest
 import torch
 from tiny import (
     MAX_SEQ_LENGTH,
+    ONE_THREAD,
     ROOT,
     STUDENT,
     TEACHER,
     TOKENS,
     Finished,
     assert_refused,
+    random_weights,
     run_main,
     run_script,
     student_weights,
@@ -124,9 +131,12 @@ def pool() -> Iterator[Pool]:
         yield pool
 
 
-def run_as(environment: dict[str, str], replaced: dict[str, object], script: str, *args: object) -> Finished:
-    """Runs a script as one of several processes, with some names of the project patched."""
+def run_as(
+    environment: dict[str, str], directory: Path, replaced: dict[str, object], script: str, *args: object
+) -> Finished:
+    """Runs a script as one of several processes, in a directory, with some names of the project patched."""
     os.environ |= environment
+    os.chdir(directory)
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             mock.patch.object(distributed.time, "sleep")
@@ -141,14 +151,23 @@ def out_of_memory(*args: object, **kwargs: object) -> None:
 
 
 def run_two(
-    pool: Pool, script: str, *args: object, replaced: tuple[dict[str, object], dict[str, object]] = ({}, {})
+    pool: Pool,
+    script: str,
+    *args: object,
+    replaced: tuple[dict[str, object], dict[str, object]] = ({}, {}),
+    directories: tuple[Path, Path] = (ROOT, ROOT),
+    more: tuple[list[object], list[object]] = ([], []),
 ) -> list[Finished]:
-    """Runs a script in two processes as torchrun does."""
+    """Runs a script in two processes as torchrun does. `more`: the flags that each process has in addition."""
     store = TCPStore("127.0.0.1", 0, is_master=True)
     common = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     common |= {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     tasks = [
-        (common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, replaced[rank], script, *args) for rank in range(2)
+        (
+            *(common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, directories[rank], replaced[rank]),
+            *(script, *args, *more[rank]),
+        )
+        for rank in range(2)
     ]
     return pool.starmap_async(run_as, tasks, chunksize=1).get(timeout=100)
 
@@ -221,16 +240,17 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(inputs: Path, tmp
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
 
-def assert_one_error(done: list[Finished], says: str) -> int:
-    """Checks that one process reports the error and that all exit with status 2. Returns the rank of that process."""
-    assert [one.status for one in done] == [2, 2]
-    logged = re.compile(r"[\d-]+ [\d:,]+ (INFO|WARNING|ERROR) ")
-    lines = [
-        (number, line) for number, one in enumerate(done) for line in one.stderr.splitlines() if not logged.match(line)
-    ]
-    ((number, line),) = lines
-    assert ": error: " in line and says in line
-    return number
+LOGGED = re.compile(r"[\d-]+ [\d:,]+ (INFO|WARNING|ERROR) ")
+
+
+def assert_one_error(done: list[Finished], *says: str) -> None:
+    """Checks that rank 0 prints the error, and nothing else, and that all processes exit with status 2."""
+    assert [one.status for one in done] == [2, 2], done
+    assert done[1].stderr == ""
+    (line,) = (line for line in done[0].stderr.splitlines() if not LOGGED.match(line))
+    assert ": error: " in line
+    for part in says:
+        assert part in line
 
 
 def test_an_error_is_reported_once(inputs: Path, tmp_path: Path, pool: Pool) -> None:
@@ -256,7 +276,9 @@ def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Po
     ):
         replaced = tuple({function: out_of_memory} if rank == failing else {} for rank in (0, 1))
         done = run_two(pool, script, *arguments, replaced=replaced)
-        assert assert_one_error(done, "out of memory; ") == failing
+        assert_one_error(
+            done, f"error: process 1 on {socket.gethostname()}: out of" if failing else "error: out of", "of memory; "
+        )
     assert os.listdir(tmp_path) == ["out"]
     assert sorted(os.listdir(tmp_path / "out")) == ["distill.log", "train_loss.jsonl", "training.json"]
 
@@ -311,6 +333,285 @@ def test_the_benchmark_refuses_what_it_cannot_share() -> None:
         assert_refused(run_main("benchmarks/processes.py", *flags), "--processes")
     for flags in (["--hidden_size", 100], ["--updates", 0], ["--rounds", 0]):
         assert_refused(run_main("benchmarks/processes.py", *flags), flags[0])
+
+
+# Several machines: each process has a directory of its own, with its own files under the same names.
+
+
+DISTIL = (
+    *("--features_file", "features", "--teacher_model", "teacher", "--general_student_model", "general"),
+    *("--output_student_dir", "out", "--train_batch_size", EXAMPLES, "--train_loss_step", 1, "--num_train_epochs", 6),
+    *("--learning_rate", 1e-3, "--save_model_step", 4, "--device", "cpu"),
+)
+RERANK = ("--model_dir", "ranker", "--features_file", "passages", "--output_scores_file", "scores", "--device", "cpu")
+LONGEST = 60  # seconds until all processes have ended, the start included, on a machine that does other work too
+
+
+@pytest.fixture
+def machines(inputs: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The working directories of two machines. The student has dropout, so that the RNG states count."""
+    for name in ("first", "second"):
+        shutil.copytree(inputs, tmp_path / name)
+        write_published(tmp_path / name / "general", STUDENT, student_weights(), hidden_dropout_prob=0.1)
+    return tmp_path / "first", tmp_path / "second"
+
+
+def run_machines(
+    machines: tuple[Path, Path], script: str, *args: object, processes: int = 1, rendezvous: str = "static"
+) -> list[Finished]:
+    """Runs torchrun in both directories, with this number of processes in each."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = ["--master_addr", "127.0.0.1", "--master_port", port]
+    if rendezvous == "c10d":
+        address = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "job"]
+    agents = []
+    for number, directory in enumerate(machines):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", processes]
+        command += [*address, *(["--node_rank", number] if rendezvous == "static" else []), ROOT / script, *args]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        agents.append(subprocess.Popen([*map(str, command)], cwd=directory, env=ONE_THREAD, text=True, **pipes))
+    try:
+        outputs = [agent.communicate(timeout=LONGEST) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.terminate()
+    return [Finished(agent.returncode, *output) for agent, output in zip(agents, outputs, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "processes, rendezvous",
+    [(1, "static"), pytest.param(2, "static", marks=pytest.mark.slow), pytest.param(2, "c10d", marks=pytest.mark.slow)],
+)
+def test_machines_train_as_one_process_and_resume_from_the_first_one(
+    machines: tuple[Path, Path], tmp_path: Path, processes: int, rendezvous: str
+) -> None:
+    write_published(machines[0] / "general", STUDENT, student_weights())
+    write_published(machines[1] / "general", STUDENT, student_weights())
+    done = run_machines(machines, "distill.py", *DISTIL, processes=processes, rendezvous=rendezvous)
+    assert [one.status for one in done] == [0, 0], done
+    outputs = [directory / "out" for directory in machines if (directory / "out").exists()]
+    (output,) = outputs  # rank 0 alone writes; with c10d it can be on either machine
+    with contextlib.chdir(machines[0]):
+        assert run_main("distill.py", *DISTIL[:-2], "--output_student_dir", tmp_path / "one").status == 0
+    assert_same_run(output, tmp_path / "one")
+    if rendezvous == "c10d":
+        return
+
+    complete = {name: (output / name).read_bytes() for name in ("model.safetensors", "train_loss.jsonl")}
+    unfinish(output)
+    done = run_machines(machines, "distill.py", *DISTIL, "--resume", processes=processes)
+    assert [one.status for one in done] == [0, 0], done
+    assert f"resuming from {Path('out', 'checkpoint-4')}" in done[0].stderr
+    assert complete == {name: (output / name).read_bytes() for name in complete}
+    assert not (machines[1] / "out").exists()
+
+
+def unfinish(output: Path) -> None:
+    """Brings a finished run into the state after a kill that followed its last checkpoint."""
+    run = json.loads((output / "training.json").read_text())
+    (output / "training.json").write_text(json.dumps(run | {"finished": False}))
+    (output / "model.safetensors").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_machines_give_the_scores_of_one_process(machines: tuple[Path, Path], tmp_path: Path, processes: int) -> None:
+    done = run_machines(machines, "rerank.py", *RERANK, "--eval_batch_size", 3, processes=processes)
+    assert [one.status for one in done] == [0, 0], done
+    assert run_main("rerank.py", *rerank_arguments(machines[0], tmp_path / "one")).status == 0
+    assert (machines[0] / "scores").read_bytes() == (tmp_path / "one").read_bytes()
+    assert sorted(os.listdir(machines[1])) == ["features", "general", "passages", "ranker", "teacher"]
+
+
+def test_an_error_on_one_machine_ends_torchrun_on_both(machines: tuple[Path, Path]) -> None:
+    (machines[1] / "features").unlink()
+    done = run_machines(machines, "distill.py", *DISTIL)
+    assert [one.status for one in done] == [1, 1]
+    message = f"distill.py: error: process 1 on {socket.gethostname()}: features: No such file or directory\n"
+    assert done[0].stderr.count(message) == 1
+    assert "distill.py: error" not in done[1].stderr
+    assert not (machines[0] / "out").exists()
+
+
+def test_only_the_first_machine_needs_the_output_directory(machines: tuple[Path, Path], pool: Pool) -> None:
+    """With two trainings, a best checkpoint, dropout, and a resume of the second training."""
+    for directory in machines:
+        (directory / "qrels").write_text("q0 0 D4 1\nq1 0 D2 1\nq2 0 D5 1\n")
+    flags = [*DISTIL, "--distill_model", "tinybert", "--dev_features_file", "passages", "--dev_qrels", "qrels"]
+    flags += ["--eval_model_step", 1]
+    done = run_two(pool, "distill.py", *flags, directories=machines)
+    assert [one.status for one in done] == [0, 0], done
+    output = machines[0] / "out"
+    names = "model.safetensors", "train_loss.jsonl", "dev_eval.jsonl", "training.json"
+    complete = {name: (output / name).read_bytes() for name in names}
+    unfinish(output)
+    done = run_two(pool, "distill.py", *flags, "--resume", directories=machines)
+    assert [one.status for one in done] == [0, 0], done
+    assert "out_intermediate: the run is finished, there is nothing to resume" in done[0].stdout
+    assert "checkpoint-4" in done[0].stderr
+    assert complete == {name: (output / name).read_bytes() for name in names}
+    done = run_two(pool, "distill.py", *flags, "--resume", directories=machines)
+    assert [one.status for one in done] == [0, 0] and done[0].stdout.count("nothing to resume") == 2
+    assert sorted(os.listdir(machines[1])) == ["features", "general", "passages", "qrels", "ranker", "teacher"]
+
+
+def other_model(directory: Path) -> None:
+    for name, sizes in (("teacher", TEACHER), ("ranker", STUDENT)):
+        write_published(directory / name, sizes, random_weights(sizes, seed=9))
+
+
+def other_features(directory: Path) -> None:
+    write_tiny_features(directory / "features", count=EXAMPLES, seed=9)
+    write_tiny_features(directory / "passages", count=PASSAGES, set_name="test", seed=9)
+
+
+def no_features(directory: Path) -> None:
+    (directory / "features").unlink()
+    (directory / "passages").unlink()
+
+
+@pytest.mark.parametrize(
+    "change, flag, says",
+    [
+        (other_model, [], ["differs from process 0 in --{model} (other content); start all"]),
+        (other_features, [], ["differs from process 0 in --features_file (other content); start all"]),
+        (no_features, [], ["{features}: No such file or directory"]),
+        (None, ["--precision", "bf16"], ["differs from process 0 in --precision (bf16 there, fp32 here); start all"]),
+        (None, ["--no_such_flag"], ["unrecognized arguments: --no_such_flag"]),
+    ],
+    ids=["model", "features", "none", "precision", "flag"],
+)
+def test_all_refuse_what_differs_on_the_second_machine(
+    machines: tuple[Path, Path], pool: Pool, change: Callable[[Path], None] | None, flag: list[str], says: list[str]
+) -> None:
+    if change is not None:
+        change(machines[1])
+    for script, args, names in (
+        ("distill.py", DISTIL, {"model": "teacher_model", "features": "features"}),
+        ("rerank.py", RERANK, {"model": "model_dir", "features": "passages"}),
+    ):
+        done = run_two(pool, script, *args, directories=machines, more=([], flag))
+        start = f"{script}: error: process 1 on {socket.gethostname()}"
+        assert_one_error(done, start, *(part.format(**names) for part in says))
+    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "ranker", "teacher"]
+
+
+@pytest.mark.parametrize("script, args, more", [
+    ("distill.py", DISTIL, ["--seed", 5]),
+    ("distill.py", DISTIL, ["--save_model_step", 5]),
+    ("distill.py", DISTIL, ["--distill_model", "tinybert"]),
+    ("distill.py", DISTIL, ["--intermediate_learning_rate", 1]),
+    ("rerank.py", RERANK, ["--eval_batch_size", 5]),
+    ("rerank.py", RERANK, ["--pooled_activation", "relu"]),
+])  # fmt: skip
+@pytest.mark.slow
+def test_all_refuse_a_flag_that_differs(machines: tuple[Path, Path], pool: Pool, script, args, more) -> None:
+    if more[0].startswith("--intermediate"):
+        args = [*args, "--distill_model", "tinybert"]
+    assert_one_error(run_two(pool, script, *args, directories=machines, more=([], more)), f"process 0 in {more[0]} (")
+
+
+def test_all_refuse_a_precision_that_only_one_cpu_has(machines: tuple[Path, Path], pool: Pool) -> None:
+    replaced = tuple({"runtime.device.multiplies_bfloat16": answer} for answer in (always, never))
+    done = run_two(pool, "distill.py", *DISTIL, "--precision", "auto", directories=machines, replaced=replaced)
+    assert_one_error(done, "differs from process 0 in --precision (fp32 there, bf16 here)")
+
+
+def always() -> bool:
+    return True
+
+
+def never() -> bool:
+    return False
+
+
+def wait_long(*args: object, **kwargs: object) -> None:
+    threading.Event().wait(LONGEST)
+
+
+def divide_by_zero(*args: object, **kwargs: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_defect_in_one_process_has_its_traceback_at_rank_zero(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+    replaced = {}, {"formats.feature_layout.pad_batch": divide_by_zero}
+    done = run_two(pool, "rerank.py", *rerank_arguments(inputs, tmp_path / "scores"), replaced=replaced)
+    assert [one.status for one in done] == [2, 2] and done[1].stderr == ""
+    start, *lines = done[0].stderr.splitlines()
+    assert start == f"rerank.py: error: process 1 on {socket.gethostname()}: Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError" and os.listdir(tmp_path) == []
+
+
+def test_an_error_ends_a_process_that_is_busy(machines: tuple[Path, Path], pool: Pool) -> None:
+    replaced = tuple({"formats.feature_layout.pad_batch": function} for function in (wait_long, out_of_memory))
+    start = time.monotonic()
+    done = run_two(pool, "rerank.py", *RERANK, "--eval_batch_size", 3, directories=machines, replaced=replaced)
+    assert_one_error(done, "process 1 on", "out of memory")
+    assert time.monotonic() - start < LONGEST / 2
+    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "ranker", "teacher"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, how", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_a_process_that_is_killed_ends_the_other_machine(machines: tuple[Path, Path], number: int, how: int) -> None:
+    """Without torchrun, which would end the other process if it was on the same machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    common |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    flags = [*DISTIL, "--num_train_epochs", 100_000, "--save_model_step", 0]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "distill.py", *map(str, flags)],
+            cwd=directory, env=ONE_THREAD | common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, directory in enumerate(machines)
+    ]  # fmt: skip
+    lines = []
+    for line in processes[0].stderr:
+        lines.append(line)
+        if "step 3 of" in line:
+            break
+    processes[number].send_signal(how)
+    start = time.monotonic()
+    outputs = [process.communicate(timeout=LONGEST)[1] for process in processes]
+    assert time.monotonic() - start < LONGEST / 2
+    errors = [[line for line in output.splitlines() if not LOGGED.match(line)] for output in outputs]
+    if how == signal.SIGTERM:  # both save after the same step
+        assert [process.returncode for process in processes] == [75, 75] and errors == [[], []]
+        assert len(list((machines[0] / "out").glob("checkpoint-*"))) == 1 and not (machines[1] / "out").exists()
+        return
+    assert [process.returncode for process in processes] == ([-9, 2] if number == 0 else [2, -9])
+    ((line,),) = (lines for lines in errors if lines)
+    assert f"distill.py: error: process {number}" in line and "ended without an error message" in line
+
+
+@pytest.mark.parametrize("script", ["distill.py", "rerank.py"])
+@pytest.mark.parametrize(
+    "variables, says",
+    [
+        ("WORLD_SIZE=2", "RANK is not set, but WORLD_SIZE=2; start the processes with torchrun, or unset WORLD_SIZE"),
+        ("WORLD_SIZE=two", "WORLD_SIZE=two is not a number; start the processes with torchrun"),
+        ("WORLD_SIZE=2 RANK=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_PORT=1", "MASTER_ADDR is not set"),
+        (
+            "WORLD_SIZE=2 RANK=5 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_PORT=1 MASTER_ADDR=x",
+            "RANK=5 is not below WORLD",
+        ),
+        (
+            "WORLD_SIZE=2 RANK=1 LOCAL_RANK=1 LOCAL_WORLD_SIZE=1 MASTER_PORT=1 MASTER_ADDR=x",
+            "LOCAL_RANK=1 is not below",
+        ),
+        ("TORCHELASTIC_RUN_ID=x", "the following arguments are required"),  # without WORLD_SIZE there is one process
+        ("TORCHELASTIC_RUN_ID=x RANK=5", "the following arguments are required"),
+        ("WORLD_SIZE=1", "the following arguments are required"),
+    ],
+)
+def test_variables_of_torchrun_that_are_incomplete_are_refused(
+    monkeypatch: pytest.MonkeyPatch, script: str, variables: str, says: str
+) -> None:
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    assert_refused(run_main(script), says)
 
 
 @pytest.mark.gpu

@@ -26,6 +26,8 @@ SCRIPTS = {
 PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\"|torchrun --nproc_per_node \d+"
 # flags of other programs: torchrun, ruff, text-embeddings-inference
 FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check", "auto-truncate"}
+FOREIGN_FLAGS |= {"nnodes", "node_rank", "master_addr", "master_port"}
+FOREIGN_FLAGS |= {"rdzv_backend", "rdzv_endpoint", "rdzv_id"}
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 # files that the scripts write, and names of other projects' files

@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluation.measures import canonical_name
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.ranks import world_size
+from runtime.ranks import rank, world_size
 from training.terms import TERMS
 
 # TinyBERT (Jiao et al. 2020): these methods, one after the other.
@@ -39,7 +39,7 @@ A flag without value also takes =yes and =no. `--flag=` with no value is the def
 
 def parse_args(methods: Mapping[str, Mapping[str, float]]) -> argparse.Namespace:
     """Parses and checks the command line. `methods`: the weights of the terms, for each `--distill_model`."""
-    parser = Parser(DESCRIPTION)
+    parser = Parser(DESCRIPTION, is_distributed=True)
     add_data_flags(parser)
     add_method_flags(parser, list(methods))
     add_training_flags(parser)
@@ -191,7 +191,7 @@ def check_args(args: argparse.Namespace, methods: Mapping[str, Mapping[str, floa
     check_dev_args(args)
     check_numbers(args)
     check_fp16_args(args)
-    if args.tensorboard_dir is not None and importlib.util.find_spec("tensorboard") is None:
+    if args.tensorboard_dir is not None and rank() == 0 and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard_dir: TensorBoard is not installed; pip install tensorboard, or leave it out")
     if args.resume and args.overwrite:
         raise InputError("--resume: resumes a run, and --overwrite replaces it; give one of them")

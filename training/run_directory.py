@@ -18,7 +18,7 @@ from formats.checksums import write_checksums
 from formats.features import FeaturesHeader
 from formats.run_file import RUN_FILE, read_run_file, write_run_file
 from modeling.model_files import save_ranker
-from runtime.distributed import all_gather, rank
+from runtime.distributed import all_gather, check_same, differences, from_rank_zero, rank
 from runtime.errors import InputError, naming_errors
 from runtime.script import append_line
 from training import curves
@@ -49,40 +49,47 @@ class RunDirectory:
     def __init__(self, path: Path, settings: dict[str, Any], contents: Iterable[str], machine: dict[str, Any]):
         self.path, self.settings, self.machine = path, settings, machine
         self._contents = set(contents)
-        self._start: Path | None = None  # the checkpoint from which the run resumes
+        self.start: Path | None = None  # the checkpoint from which the run resumes; rank 0 alone reads it
         self._earlier: dict[str, Any] = {}  # its notes and progress
+        self._first_step = 0
         self._board: Any = None
 
-    def is_finished(self) -> bool:
-        """Whether the run in the directory is finished. Raises InputError if it is and had other settings."""
-        run = read_run_file(self.path)
-        if run["finished"]:
-            self._check_settings(run["settings"])
-        return run["finished"]
+    def find_start(self, resume: bool) -> bool:
+        """Rank 0 chooses where the run starts, for all processes. Returns False if the run is finished.
 
-    def find_checkpoint(self) -> Path | None:
-        """Chooses the newest complete checkpoint as the start. Raises InputError if it had other settings."""
-        self._start = newest_complete_checkpoint(self.path)
-        if self._start is not None:
-            self._earlier = read_notes(self._start)
+        With `resume` it is the newest complete checkpoint. Raises InputError if the earlier run had other settings, or
+        if the settings differ between processes.
+        """
+        check_same(self.settings, self._contents)
+        is_finished = False
+        if resume and rank() == 0:
+            run = read_run_file(self.path)
+            is_finished = run["finished"]
+            if is_finished:
+                self._check_settings(run["settings"])
+                print(f"{self.path}: the run is finished, there is nothing to resume")
+            else:
+                self._find_checkpoint()
+        step = checkpoint_step(self.start) if self.start else 0
+        is_finished, self._first_step = from_rank_zero((is_finished, step))
+        return not is_finished
+
+    def _find_checkpoint(self) -> None:
+        self.start = newest_complete_checkpoint(self.path)
+        if self.start is not None:
+            self._earlier = read_notes(self.start)
             self._check_settings(self._earlier["settings"])
             if self._earlier["machine"] != self.machine:
                 earlier = self._earlier["machine"]
                 logger.warning(
                     "until now the run was on %s, it resumes on %s: rounding may differ", earlier, self.machine
                 )
-        return self._start
 
     def _check_settings(self, earlier: dict[str, Any]) -> None:
-        differences = []
-        for name, value in self.settings.items():
-            if earlier.get(name) != value:
-                values = "other content" if name in self._contents else f"{earlier.get(name)} there, {value} here"
-                differences.append(f"{'' if name == 'num_processes' else '--'}{name} ({values})")
-        if differences:
+        if found := differences(earlier, self.settings, self._contents):
             raise InputError(
-                f"--resume: the run in {self.path} differs in {', '.join(differences)}; give the flags and files of "
-                "that run, pass --overwrite instead to start again, or name another --output_student_dir"
+                f"--resume: the run in {self.path} differs in {found}; give the flags and files of that run, pass "
+                "--overwrite instead to start again, or name another --output_student_dir"
             )
 
     def check_writing(self) -> None:
@@ -104,7 +111,7 @@ class RunDirectory:
 
         The model of an earlier run stays until the new one replaces it; its checkpoints are removed.
         """
-        start = self._start
+        start = self.start
         remove_partial_files(self.path)
         if start is None:
             self.path.joinpath(RUN_FILE).unlink(missing_ok=True)
@@ -148,15 +155,15 @@ class RunDirectory:
 
     def first_step(self) -> int:
         """Returns the step of the checkpoint that this process resumes; 0 without one."""
-        return checkpoint_step(self._start) if self._start else 0
+        return self._first_step
 
     def restore(self, training: Training, device: torch.device) -> Progress:
         """Loads the checkpoint that the run resumes into `training`, if there is one; returns the progress."""
-        if self._start is None:
+        if self._first_step == 0:
             return Progress()
-        if rank() == 0 and self._earlier.get("best_step") is not None:
-            self._save_best(self._earlier["best_step"], self._start / BEST_WEIGHTS)
-        return load_training_state(self._start, training, device)
+        if self._earlier.get("best_step") is not None:
+            self._save_best(self._earlier["best_step"], self.start / BEST_WEIGHTS)
+        return load_training_state(self.start, training, device)
 
     def record_losses(self, line: dict[str, Any], examples_per_second: float) -> None:
         """Adds a line to train_loss.jsonl and one to speed.jsonl."""

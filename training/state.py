@@ -16,13 +16,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from runtime.distributed import rank
+from runtime.distributed import from_rank_zero, rank, tensors_from_rank_zero
 from runtime.errors import InputError
 from runtime.paths import utf8_path
 from training.optimizer import BertAdam
 from training.terms import LOSSES
 
 FILE_NAME = "training_state.safetensors"
+MAX_SKIPPED = 100  # skipped steps in a row that stop the run; a scaler finds its scale within about 20
 
 
 class TrainingStateError(InputError):
@@ -42,12 +43,20 @@ class Progress:
     evaluations_since_best: int = 0
 
     def add(self, step: int, losses: Sequence[float], is_applied: bool) -> None:
-        """Counts a step. Losses that are not finite are not summed. `is_applied` is False for a skipped step."""
+        """Counts a step. Losses that are not finite are not summed. `is_applied` is False for a skipped step.
+
+        Raises InputError after `MAX_SKIPPED` skipped steps in a row.
+        """
         self.global_step = step
         self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
         if all(map(math.isfinite, losses)):
             self.sums = [total + loss for total, loss in zip(self.sums, losses, strict=True)]
             self.num_summed += 1
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            raise InputError(
+                f"step {step}: a loss or a gradient was not finite in float16, {MAX_SKIPPED} times in a row; use "
+                "--precision bf16 or fp32, or look at the teacher"
+            )
 
     def add_dev(self, value: float) -> bool:
         """Counts a dev evaluation; returns whether it is the best one so far."""
@@ -113,13 +122,18 @@ def read_notes(directory: Path) -> dict:
     return _read_numbers(directory / FILE_NAME)["progress"]
 
 
-def load_training_state(directory: Path, training: Training, device: torch.device) -> Progress:
-    """Loads a saved state into a run with the same settings; returns its progress. Raises TrainingStateError."""
-    path = directory / FILE_NAME
-    numbers = _read_numbers(path)
+def load_training_state(directory: Path | None, training: Training, device: torch.device) -> Progress:
+    """Loads a saved state into a run with the same settings; returns its progress. Raises TrainingStateError.
+
+    Rank 0 alone reads the directory, and sends the state to the other processes. They can pass None.
+    """
+    path = directory and directory / FILE_NAME
+    numbers, saved = {}, {}
     try:
-        with utf8_path(path) as name:
-            saved = safetensors.torch.load_file(name)
+        if rank() == 0:
+            with utf8_path(path) as name:
+                numbers, saved = _read_numbers(path), safetensors.torch.load_file(name)
+        numbers, saved = from_rank_zero(numbers), tensors_from_rank_zero(saved)
         training.trained.load_state_dict(
             {name.removeprefix("trained."): saved[name] for name in saved if name.startswith("trained.")}
         )
