@@ -24,8 +24,8 @@ SCRIPTS = {
 }
 # how a text calls Python
 PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\"|torchrun --nproc_per_node \d+"
-# flags of other programs: torchrun, ruff, text-embeddings-inference
-FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check", "auto-truncate"}
+# flags of other programs: torchrun, ruff, setpriv, text-embeddings-inference
+FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check", "auto-truncate", "pdeathsig"}
 FOREIGN_FLAGS |= {"nnodes", "node_rank", "master_addr", "master_port"}
 FOREIGN_FLAGS |= {"rdzv_backend", "rdzv_endpoint", "rdzv_id"}
 # made by the two commands, or the reader's own
@@ -69,7 +69,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
             found.append((script, flags_in(rest)))
         for script, rest in re.findall(r"`((?:[\w/]+/)?\w+\.py)( [^`]*)`", line):  # a page's words
             found.append((path_of(script), flags_in(rest)))
-        for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
+        for name, rest in re.findall(r"\bprepare \"\S+\" (\w+) (.*)", line):  # as the recipes call them
             found.append((f"data_preparation/{name}.py", flags_in(rest)))
     return found
 
@@ -167,7 +167,21 @@ def test_environments_name_the_same_packages() -> None:
     assert "-r requirements.txt" in (ROOT / "env.yaml").read_text()
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in pins)
+    for name in ("dev", "extras"):
+        lines = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
+        assert all(re.fullmatch(r"#.*|-r requirements.txt|[\w-]+==[\w.]+", line) for line in lines)
     assert "torch==2.13.0" in pins and not any(line.startswith("apex") for line in pins)
+
+
+def test_every_make_target_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"]
+    named = {
+        name for page in pages for name in re.findall(r"(?<=make )([a-z-]+)(?=`|  +#| *$)", page.read_text(), re.M)
+    }
+    assert {"example", "test", "lint"} <= named <= targets
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert targets == set(re.findall(r"^make ([a-z-]+) ", listed, flags=re.M))
 
 
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=name_of)

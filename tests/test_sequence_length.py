@@ -67,7 +67,7 @@ def test_a_student_has_the_length_of_its_features(inputs: Path, tmp_path: Path, 
 
 
 def test_the_best_checkpoint_has_it_too(inputs: Path, tmp_path: Path) -> None:
-    (tmp_path / "qrels").write_text("q0 0 D4 1\nq1 0 D2 1\n")
+    (tmp_path / "qrels").write_text("q0 0 D0 1\nq1 0 D1 1\n")
     more = ["--dev_features_file", inputs / "test.17", "--dev_qrels", tmp_path / "qrels", "--eval_model_step", 1]
     assert distil(inputs, tmp_path / "out", "--distill_model", "hard", *more).status == 0
     assert lengths(tmp_path / "out") == (17, 17)

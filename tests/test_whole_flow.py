@@ -1,8 +1,24 @@
 """The whole flow, from pairs to measures, by running the scripts."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-from tiny import STUDENT, TEACHER, run_script, some_pairs, student_weights, teacher_weights, write_published
+from tiny import (
+    ONE_THREAD,
+    ROOT,
+    STUDENT,
+    TEACHER,
+    copy_project,
+    random_weights,
+    run_script,
+    some_pairs,
+    student_weights,
+    teacher_weights,
+    write_published,
+)
 
 from formats.scores import read_scores
 from formats.trec import read_run
@@ -65,3 +81,38 @@ def test_pairs_become_measures(tmp_path: Path) -> None:
     measured = run("msmarco_mrr_eval.py", tmp_path / "qrels", tmp_path / "run")
     mean = sum(reciprocal_ranks) / QUERIES
     assert measured == f"query_num: {QUERIES}\nMRR: {mean!r}\nMRR@10: {mean!r}\n"
+
+
+def test_the_commands_of_readme_run_as_printed(tmp_path: Path) -> None:
+    """The scripts, and the export after them, with tiny files in place of the bundled example."""
+    project = copy_project(tmp_path / "project")
+    data, models = project / "data" / "python_docs", project / "models" / "python_docs"
+    for directory in (data, models, project / "runs"):
+        directory.mkdir(parents=True, exist_ok=True)
+    long = STUDENT._replace(positions=128)
+    write_published(models / "encoder", long, random_weights(long, 1))
+    write_published(models / "teacher", long, random_weights(long, 2))
+    write_published(models / "general_student", long, random_weights(long, 3))
+    rows = [f"{i % 4}#D{i}_0\t{query}\t{passage}" for i, (query, passage) in enumerate(some_pairs(24))]
+    (data / "train_pairs.tsv").write_text("".join(f"{row}\t{i % 2}\n" for i, row in enumerate(rows)))
+    (data / "test_pairs.tsv").write_text("".join(f"{row}\n" for row in rows))
+    (data / "qrels.test.tsv").write_text("0 0 D4 1\n1 0 D5 1\n2 0 D6 1\n3 0 D7 1\n")
+    page = (ROOT / "README.md").read_text()
+    by_hand = page[page.index("the same steps by hand") :]
+    blocks = re.findall(r"```sh\n(.*?)```", by_hand, flags=re.S)[:2]
+    assert "msmarco_mrr_eval.py" in blocks[0] and "export_student.py" in blocks[1]
+    (tmp_path / "python").symlink_to(sys.executable)
+    environment = {**ONE_THREAD, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["bash", "-e"],
+        input="".join(blocks),
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "query_num: 4\n" in done.stdout
+    assert (project / "models" / "export" / "model.safetensors").is_file()
