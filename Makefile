@@ -1,6 +1,8 @@
 # On a fresh machine:   make example      builds the bundled example and re-ranks with its student
 #                       make test         runs the tests
 # `make` alone lists the targets. A target that was stopped goes on where it stopped.
+# Tests run on all cores, those of a file in one process.
+pytest = OMP_NUM_THREADS=1 $(python) -m pytest -q -n auto --dist loadfile
 # The Python that makes the environment. Another one: make example PYTHON=python3.12
 PYTHON = python3.11
 VENV = .venv
@@ -24,14 +26,14 @@ table: $(VENV)/installed ## compare the methods on the example with three seeds 
 	$(python) experiments/make_table.py experiments/python_docs.toml
 
 test: $(VENV)/installed-dev ## run the tests
-	$(python) -m pytest -q
+	$(pytest)
 
 test-quick: $(VENV)/installed-dev ## run the tests that are quick
-	$(python) -m pytest -q -m "not slow"
+	$(pytest) -m "not slow"
 
 test-all: test $(VENV)/installed-extras ## run the tests of optional packages and of the example's encoder too
-	$(python) -m pytest -q -m example
-	$(python) -m pytest -q -m "tensorflow or tensorboard or extras"
+	$(pytest) -m example
+	$(pytest) -m "tensorflow or tensorboard or extras"
 
 lint: $(VENV)/installed-dev ## check the style
 	$(VENV)/bin/ruff check .
