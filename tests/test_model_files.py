@@ -677,3 +677,11 @@ def test_a_tokenizer_json_without_a_wordpiece_vocabulary_is_refused(tmp_path: Pa
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(VocabularyError, match=r"tokenizer\.json"):
         load_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "end\r", "\ud800"])
+def test_a_token_that_vocab_txt_cannot_hold_is_refused(tmp_path: Path, token: str) -> None:
+    vocabulary = {name: number for number, name in enumerate([*TOKENS, token])}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    with pytest.raises(VocabularyError, match=r"tokenizer\.json: token .* cannot be a line of vocab\.txt"):
+        load_vocabulary(tmp_path)

@@ -25,7 +25,7 @@ SCRIPTS = {
 # how a text calls Python
 PYTHON = r"python|\$python\"?|\"\$\{launch\[@\]\}\"|torchrun --nproc_per_node \d+"
 # flags of other programs: torchrun, ruff
-FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check"}
+FOREIGN_FLAGS = {"nproc_per_node", "standalone", "check", "pdeathsig"}
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 # files that the scripts write, and names of other projects' files
@@ -67,7 +67,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
             found.append((script, flags_in(rest)))
         for script, rest in re.findall(r"`((?:[\w/]+/)?\w+\.py)( [^`]*)`", line):  # a page's words
             found.append((path_of(script), flags_in(rest)))
-        for name, rest in re.findall(r" prepare (\w+) (.*)", line):  # as the recipes call them
+        for name, rest in re.findall(r'^ *prepare "[^"]+" (\w+) (.*)', line):  # as the recipes call them
             found.append((f"data_preparation/{name}.py", flags_in(rest)))
     return found
 

@@ -71,6 +71,9 @@ def _checked(tokens: list[str], path: Path) -> list[str]:
     for number, token in enumerate(tokens):
         if not token:
             raise VocabularyError(f"{path}: token {number} is empty")
+        is_line = "\n" not in token and not token.endswith("\r")
+        if not is_line or token.encode("utf-8", "replace").decode() != token:  # tokenizer.json can have such tokens
+            raise VocabularyError(f"{path}: token {number}, {token[:100]!r}, cannot be a line of vocab.txt")
         if line_of.setdefault(token, number) != number:
             raise VocabularyError(f"{path}: token {number} is {token[:100]!r}, the same as token {line_of[token]}")
     missing = [token for token in SPECIAL_TOKENS[:4] if token not in line_of]
