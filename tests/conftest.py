@@ -2,6 +2,7 @@
 `example` without `-m example`."""
 
 import importlib.util
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ NEEDED = {  # the modules that a mark needs
     "tensorboard": ("tensorboard",),
     "extras": ("onnx", "onnxruntime", "onnxscript", "pyterrier", "rerankers"),
 }
+
+
+# A shell that starts the tests in the background ignores SIGINT and SIGQUIT, nohup ignores SIGHUP, and processes inherit
+# that. The tests send these signals to scripts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    signal.signal(number, handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
