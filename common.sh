@@ -196,7 +196,7 @@ if setpriv --pdeathsig TERM true 2>/dev/null; then until_killed="setpriv --pdeat
 
 # Runs a command, and passes SIGHUP, SIGINT, SIGQUIT and SIGTERM on to it, as SIGTERM. It waits until the command has
 # ended: distill.py saves a checkpoint first. If bash ran the command in the foreground, `kill` would end bash alone.
-# The status is 75 if distill.py can resume, or else 128 + the signal's number. Functions cannot be commands here.
+# The status is 75 if distill.py can resume (with one process), or else 128 + the signal's number. Functions cannot be commands here.
 run() {
     local command='' ended_by='' interrupted status
     local name pass_on='interrupted=yes; kill $command 2>/dev/null || :'

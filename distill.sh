@@ -86,6 +86,8 @@ case $set_name:$distill_model_type in
         "tinybert, intermediate, prediction, hard; general has intermediate" ;;
 esac
 train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
+[[ -n $output_student_dir || ${#student_suffix} -le 120 ]] ||
+    fail "so many variables differ from their defaults that the student's name is too long; set output_student_dir"
 output_student_dir=${output_student_dir:-models/$collection/student_$distill_model_type$student_suffix}
 [[ $overwrite == yes || ! -e $output_student_dir/config.json && ! -e $output_student_dir/training.json ]] ||
     grep -qs -e '"finished": false' -- "$output_student_dir/training.json" ||

@@ -39,10 +39,12 @@ check_yes_no do_lower_case
     fail "interpolation_weight=$interpolation_weight is not a number from 0 to 1, such as 0.5"
 student=$(basename -- "$student_model")
 [[ -n $student_model$teacher_model ]] || fail "teacher_model and student_model are both empty; set one of them"
-[[ $student != teacher ]] || fail "student_model=$student_model has the name of the teacher's run; rename it"
+[[ $student != teacher && $student != teacher.interpolated ]] || fail "student_model=$student_model has the name of the teacher's run; rename it"
 check_exists "run 'bash distill.sh' first" student_model teacher_model candidates_run qrels
+suffixes='.run .run.rejected.tsv .scores.tsv .scores.tsv.log .scores.tsv.speed.json'
+[[ -z $interpolation_weight ]] || suffixes="$suffixes .interpolated.run .interpolated.run.rejected.tsv"
 for run in ${teacher_model:+teacher} ${student_model:+"$student"}; do
-    for suffix in .run .run.rejected.tsv .scores.tsv .scores.tsv.log .scores.tsv.speed.json; do
+    for suffix in $suffixes; do
         for input in candidates_run qrels test_pairs features_file; do
             [[ ! $runs_dir/$run$suffix -ef ${!input} ]] ||
                 fail "$input=${!input} is $run$suffix in runs_dir, which is replaced; set another runs_dir"
@@ -88,8 +90,8 @@ rows() {
     row "$1" "$runs_dir/$1.run" "$speed"
     [[ -z $interpolation_weight ]] || row "$1 + first stage" "$runs_dir/$1.interpolated.run" "$speed"
 }
-width=24
-[[ -z $interpolation_weight ]] || width=38
+width=$((${#student} > 24 ? ${#student} : 24))
+[[ -z $interpolation_weight ]] || width=$((width + 14))
 printf '\n%-*s  %7s  %8s  %8s  %12s\n' "$width" run queries MRR MRR@10 passages/s
 row candidates "$candidates_run"
 [[ -z $teacher_model ]] || rows teacher

@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
 from formats.atomic import atomic_directory
 from formats.run_file import RUN_FILE, read_run_file
-from modeling.model_files import load_ranker, save_cross_encoder
+from modeling.model_files import load_ranker, save_cross_encoder, trained_length
 from runtime.hub import model_directory
 from runtime.script import run_script
 from tokenization.vocabulary import load_vocabulary, saved_lower_case
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     run = read_run_file(model_dir)
     if (model_dir / RUN_FILE).exists() and not run["finished"]:
         raise InputError(f"--model_dir: the training in {model_dir} is not finished; resume it first")
-    max_seq_length = training_length(run.get("max_seq_length"), args.max_seq_length, model_dir)
+    max_seq_length = training_length(trained_length(model_dir), args.max_seq_length, model_dir)
     model, _ = load_ranker(model_dir)
     tokens = load_vocabulary(model_dir)
     config = model.config
@@ -107,7 +107,10 @@ def main(args: argparse.Namespace) -> None:
     checked = ""
     with atomic_directory(args.output_dir, last="config.json") as partial:
         save_cross_encoder(model, tokens, do_lower_case, max_seq_length, partial)
-        write_model_card(partial, run | {"max_seq_length": max_seq_length}, args.measures)
+        try:
+            write_model_card(partial, run | {"max_seq_length": max_seq_length}, args.measures)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise InputError(f"--model_dir: {model_dir / RUN_FILE} is not as distill.py writes it; remove it") from None
         if args.onnx:
             from model_tools.onnx_export import write_onnx  # late: the import takes seconds
 

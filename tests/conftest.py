@@ -15,8 +15,8 @@ NEEDED = {  # the modules that a mark needs
 }
 
 
-# A shell that starts the tests in the background ignores SIGINT and SIGQUIT, nohup ignores SIGHUP, and processes inherit
-# that. The tests send these signals to scripts.
+# A shell that starts the tests in the background ignores SIGINT and SIGQUIT, and nohup ignores SIGHUP. Processes
+# inherit that. The tests send these signals to scripts.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     signal.signal(number, handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -296,7 +296,11 @@ def test_models_that_cannot_be_exported_are_refused(directory: Path, tmp_path: P
     unfinished = write_transformers(tmp_path / "unfinished", STUDENT, student_weights())
     (unfinished / "training.json").write_text('{"finished": false, "settings": {}}')
     assert_refused(export(unfinished, tmp_path / "export", *flags), f"the training in {unfinished} is not finished")
-    assert sorted(os.listdir(tmp_path)) == ["encoder", "m", "relu", "unfinished"]
+    damaged = write_transformers(tmp_path / "damaged", STUDENT, student_weights())
+    for run in ('{"settings": {"soft_weight": 1}', '{"settings": {"hard_weight": "x"}, "max_seq_length": "17"'):
+        (damaged / "training.json").write_text(run + ', "finished": true}')
+        assert_refused(export(damaged, tmp_path / "export", *flags), "training.json is not as distill.py writes it")
+    assert sorted(os.listdir(tmp_path)) == ["damaged", "encoder", "m", "relu", "unfinished"]
 
 
 def test_without_the_packages_onnx_is_refused_before_torch_is_loaded(

@@ -343,6 +343,10 @@ def test_a_path_of_the_reranker_that_is_not_there_is_named(run: Run, variable: s
     [
         ({"student_model": "", "teacher_model": ""}, "teacher_model and student_model are both empty"),
         ({"student_model": "other/teacher"}, "student_model=other/teacher has the name of the teacher's run"),
+        (
+            {"student_model": "x/teacher.interpolated"},
+            "student_model=x/teacher.interpolated has the name",
+        ),
         ({"do_lower_case": "0"}, "do_lower_case=0 is neither yes nor no"),
         ({"fp16": "yes"}, "fp16=yes is an old name"),
         ({"num_processes": "2x"}, "num_processes=2x is not a number"),
@@ -403,12 +407,18 @@ def test_a_run_replaces_no_input_of_the_reranker(run: Run, variables: dict[str, 
     write_published(tmp_path / "student", STUDENT, student_weights())
     (tmp_path / "runs").mkdir()
     for name in ("candidates_run", "qrels", "test_pairs"):
-        for file in ("student.run", "teacher.run", "student.scores.tsv", "teacher.scores.tsv.log"):
+        for file in (
+            "student.run",
+            "teacher.run",
+            "student.scores.tsv",
+            "teacher.scores.tsv.log",
+            "teacher.interpolated.run",
+        ):
             path = tmp_path / "runs" / file
             path.symlink_to(variables[name])
             before = path.read_bytes()
             for own in ({}, {name: str(path)}):
-                done = run("reranker.sh", only_record, **own)
+                done = run("reranker.sh", only_record, interpolation_weight="0.5", **own)
                 assert (done.returncode, done.calls) == (2, [])
                 (line,) = done.stderr.splitlines()
                 assert f"{name}={own.get(name, variables[name])} is {file} in runs_dir" in line
@@ -560,6 +570,14 @@ def test_the_directory_follows_from_what_differs(tmp_path: Path, arguments: list
     call = next(call for call in done.calls if "distill.py" in call)
     assert f"--output_student_dir=models/mine/student_{name}" in call
     assert next_command(done)[1]["student_model"] == f"models/mine/student_{name}"
+
+
+def test_a_directory_with_too_long_a_name_is_refused(tmp_path: Path) -> None:
+    arguments = ["learning_rate=5e-5", "num_train_epochs=2", "gradient_accumulation_steps=2", "warmup_proportion=0.2",
+                 "teacher_dropout=yes", "pooled_activation=relu", "weight_decay=0.02"]  # fmt: skip
+    done = run_with("distill.sh", tmp_path, *arguments)
+    assert done.returncode == 2 and "set output_student_dir" in done.stderr
+    assert run_with("distill.sh", tmp_path, *arguments, "output_student_dir=models/mine/x").returncode == 0
 
 
 def test_every_variable_counts_for_the_directory_or_does_not_change_the_student() -> None:

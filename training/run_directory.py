@@ -236,11 +236,11 @@ class RunDirectory:
                     "best_value": progress.best_value,
                 }
             write_model_card(partial, outcome | {"settings": self.settings}, earlier=self.path)
-        self._draw_curves()
         for best in best_checkpoints(self.path):
             shutil.rmtree(best)
         write_run_file(self.path, True, self.settings, outcome)
         logger.info("wrote %s", self.path)
+        self._draw_curves()
 
     def _draw_curves(self) -> None:
         try:
