@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -24,6 +25,7 @@ from tiny import (
     assert_refused,
     run_forked,
     run_main,
+    run_script,
     student_weights,
     teacher_weights,
     write_tiny_features,
@@ -392,13 +394,16 @@ def test_all_outputs_are_there_after_a_kill_at_any_moment(files: Path, tmp_path:
     assert run_main(script[0], *arguments(script, files, output_paths(script, expected))).status == 0
     complete = complete_set(script, expected)
     rng = random.Random(name_of(script))
+    start = time.monotonic()
+    run_script(script[0], *arguments(script, files, output_paths(script, expected)), "--overwrite")
+    seconds = time.monotonic() - start
     killed = 0
     for _ in range(20):
         out = tmp_path / "out"
         out.mkdir()
         command = [sys.executable, ROOT / script[0], *arguments(script, files, output_paths(script, out))]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, env=ONE_THREAD, capture_output=True, timeout=rng.uniform(0.1, 2.5))
+            subprocess.run(command, env=ONE_THREAD, capture_output=True, timeout=rng.uniform(0.3, 1.1) * seconds)
         there = complete.keys() & content(out).keys()
         if there != complete.keys():
             killed += 1

@@ -87,7 +87,7 @@ def arguments(inputs: Path, output: Path) -> list[object]:
 
 PHASES = {  # a function that rerank.py calls in each phase
     "loading": ("formats.features", "check_pairs"),
-    "after loading": ("runtime.distributed", "init_process_group"),
+    "after loading": ("runtime.distributed", "barrier"),
     "scoring": ("modeling.scoring", "relevance_scores"),
     "writing": ("os", "fsync"),
     "renaming": ("os", "replace"),
@@ -175,7 +175,7 @@ def test_a_stdout_that_is_full_is_one_line(tmp_path: Path) -> None:
 # It runs until SIGTERM, and then saves. It notes its process, and the signal.
 STUB = """#!{python}
 import os, signal, sys, time
-if sys.argv[1] != "{script}":
+if sys.argv[1] != "{script}" or "--check_flags" in sys.argv:
     sys.exit(0)
 def save(number, frame):
     time.sleep(0.2)
