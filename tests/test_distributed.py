@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -356,12 +357,19 @@ def machines(inputs: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "first", tmp_path / "second"
 
 
+def free_port() -> int:
+    """Returns a free port below those that the system gives to other sockets meanwhile."""
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port")
+
+
 def run_machines(
     machines: tuple[Path, Path], script: str, *args: object, processes: int = 1, rendezvous: str = "static"
 ) -> list[Finished]:
     """Runs torchrun in both directories, with this number of processes in each."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     address = ["--master_addr", "127.0.0.1", "--master_port", port]
     if rendezvous == "c10d":
         address = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "job"]
@@ -371,11 +379,14 @@ def run_machines(
         command += [*address, *(["--node_rank", number] if rendezvous == "static" else []), ROOT / script, *args]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         agents.append(subprocess.Popen([*map(str, command)], cwd=directory, env=ONE_THREAD, text=True, **pipes))
-    try:
-        outputs = [agent.communicate(timeout=LONGEST) for agent in agents]
-    finally:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         for agent in agents:
-            agent.terminate()
+            agent.wait(timeout=LONGEST)
+    has_ended = [agent.poll() is not None for agent in agents]
+    for agent in agents:
+        agent.terminate()
+    outputs = [agent.communicate(timeout=LONGEST) for agent in agents]
+    assert all(has_ended), (has_ended, outputs)
     return [Finished(agent.returncode, *output) for agent, output in zip(agents, outputs, strict=True)]
 
 
@@ -556,8 +567,7 @@ def test_an_error_ends_a_process_that_is_busy(machines: tuple[Path, Path], pool:
 @pytest.mark.parametrize("number, how", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_a_process_that_is_killed_ends_the_other_machine(machines: tuple[Path, Path], number: int, how: int) -> None:
     """Without torchrun, which would end the other process if it was on the same machine."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     common |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     flags = [*DISTIL, "--num_train_epochs", 100_000, "--save_model_step", 0]
     processes = [
