@@ -59,16 +59,20 @@ def run_shell(arguments: list[str], variables: Mapping[str, Variable], what: str
     Raises InputError, which names `what`, if bash fails, and KeyboardInterrupt if a signal stopped it.
     """
     environment = {"python": sys.executable} | os.environ | _as_text(variables)
-    child = subprocess.Popen(["bash", *arguments], env=environment, stdin=subprocess.DEVNULL, process_group=0)
+    child = None
     is_stopped = False
 
     def stop(*_: object) -> None:
         nonlocal is_stopped
         is_stopped = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGINT)
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT)
 
     with signals_handled(stop):
+        child = subprocess.Popen(["bash", *arguments], env=environment, stdin=subprocess.DEVNULL, process_group=0)
+        if is_stopped:  # before the child was there
+            stop()
         status = child.wait()
     if is_stopped or status == STOPPED:
         raise KeyboardInterrupt
