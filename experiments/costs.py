@@ -67,7 +67,7 @@ def training_seconds(model: Path) -> float | None:
     """
     directories = [path for path in (first_step_directory(model), model) if (path / RUN_FILE).exists()]
     try:
-        return round(sum(map(_seconds_of_steps, directories)), 1) or None
+        return round(sum(map(_seconds_of_steps, directories)), 3) or None
     except (LookupError, TypeError, ZeroDivisionError):
         return None
 

@@ -1,6 +1,7 @@
 """The pages of documentation and the shell scripts name flags, files, variables and sections that exist."""
 
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -173,6 +174,7 @@ def test_environments_name_the_same_packages() -> None:
     assert "torch==2.13.0" in pins and not any(line.startswith("apex") for line in pins)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_every_make_target_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
     pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"]
