@@ -33,7 +33,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from formats.checksums import file_sha256
-from formats.features import Features, read_header
+from formats.features import Features, features_sha256, read_header
 from modeling.frozen import FrozenRanker
 from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss
 from modeling.model_files import fingerprint
@@ -321,7 +321,7 @@ def settings_of(args: argparse.Namespace, features: Features, models: Models) ->
         "features_file": features.sha256(),
         "teacher_model": models.teacher and fingerprint(models.teacher),
         "general_student_model": fingerprint(models.student, models.fit_dense),
-        "dev_features_file": args.dev_features_file and Features(args.dev_features_file).sha256(),
+        "dev_features_file": args.dev_features_file and features_sha256(args.dev_features_file),
         "dev_qrels": args.dev_qrels and file_sha256(args.dev_qrels),
     }
 

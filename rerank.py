@@ -85,9 +85,10 @@ from formats.atomic import atomic_write
 from formats.checksums import file_sha256
 from formats.features import check_pairs, read_blocks
 from formats.pairs import split_example_id
+from formats.run_file import trained_length
 from formats.scores import PassageScore, write_scores
 from modeling.frozen import FrozenRanker
-from modeling.model_files import check_reads_features, fingerprint, load_ranker, trained_length
+from modeling.model_files import check_reads_features, fingerprint, load_ranker
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import choose_device, choose_precision, is_out_of_memory, keep_freed_memory
 from runtime.distributed import barrier, check_same, devices_name, local_device, process_reports, rank_zero_only

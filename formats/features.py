@@ -14,7 +14,7 @@ import os
 import pickle
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ __all__ = [
     "Features",
     "FeaturesHeader",
     "check_pairs",
+    "features_sha256",
     "pad_batch",
     "read_blocks",
     "read_header",
@@ -165,19 +166,8 @@ class Features:
         return [found[int(i)] for i in indices]
 
     def sha256(self) -> str:
-        """The SHA-256 of the header, without the origin, and of all examples, in hexadecimal digits.
-
-        It is that of the same examples in a file of version 1. So a run that began with such a file can resume.
-        """
-        read_header_from(self.path, self._file)
-        position = self._file.tell()  # of the first block
-        head = _header_dict(self.header) | {"version": 1}
-        del head["raw_data_name"], head["raw_data_sha256"]
-        digest = hashlib.sha256(pickle.dumps(head, protocol=4))
-        while chunk := os.pread(self._file.fileno(), 1 << 20, position):
-            digest.update(chunk)
-            position += len(chunk)
-        return digest.hexdigest()
+        """The `features_sha256` of the file that was opened."""
+        return _sha256(self.path, self._file)
 
     def batch(self, indices: Sequence[int], pad_to: int | None = None) -> dict[str, np.ndarray]:
         """The examples `indices`, padded with id 0 to `pad_to` tokens or, where None, to the longest of them.
@@ -201,6 +191,28 @@ class Features:
             self.labels[indices],
             pad_to,
         )
+
+
+def features_sha256(path: str | Path) -> str:
+    """The SHA-256 of the header, without the origin, and of all examples, in hexadecimal digits.
+
+    It is that of the same examples in a file of version 1. So a run that began with such a file can resume.
+
+    Raises InputError as `read_header` does. The examples are not checked.
+    """
+    with open_features(path) as file:
+        return _sha256(path, file)
+
+
+def _sha256(path: str | Path, file: IO[bytes]) -> str:
+    head = _header_dict(read_header_from(path, file)) | {"version": 1}
+    del head["raw_data_name"], head["raw_data_sha256"]
+    digest = hashlib.sha256(pickle.dumps(head, protocol=4))
+    position = file.tell()  # of the first block
+    while chunk := os.pread(file.fileno(), 1 << 20, position):
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.hexdigest()
 
 
 def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:

@@ -7,18 +7,31 @@ from typing import Any
 from formats.atomic import atomic_write
 
 RUN_FILE = "training.json"
+_MOST_BYTES = 1 << 20
 
 
 def read_run_file(directory: Path) -> dict[str, Any]:
     """Returns `finished` (bool) and `settings` (dict) of the run in an output directory, and what else the file tells.
 
-    A missing or damaged file gives an unfinished run without settings.
+    A missing or damaged file gives an unfinished run without settings, and so does a named pipe or a huge file.
     """
+    path = directory / RUN_FILE
     try:
-        run = json.loads((directory / RUN_FILE).read_bytes())
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            raise ValueError
+        run = json.loads(path.read_bytes())
         return {**run, "finished": run["finished"] is True, "settings": dict(run["settings"])}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {"finished": False, "settings": {}}
+
+
+def trained_length(model_dir: Path) -> int | None:
+    """Returns the `max_seq_length` that a student was trained at. None: the directory does not say, or is no student's.
+
+    A `tokenizer_config.json` does not tell it: its `model_max_length` can be any limit, such as 512 or 1e30.
+    """
+    length = read_run_file(model_dir).get("max_seq_length")
+    return length if type(length) is int else None
 
 
 def write_run_file(

@@ -65,8 +65,8 @@ if __name__ == "__main__":
     args = parse_args()  # before the imports below, which take seconds
 
 from formats.atomic import atomic_directory
-from formats.run_file import RUN_FILE, read_run_file
-from modeling.model_files import load_ranker, save_cross_encoder, trained_length
+from formats.run_file import RUN_FILE, read_run_file, trained_length
+from modeling.model_files import load_ranker, save_cross_encoder
 from runtime.hub import model_directory
 from runtime.script import run_script
 from tokenization.vocabulary import load_vocabulary, saved_lower_case

@@ -17,7 +17,6 @@ from modeling.model_reader import ModelFileError, quoted, read_model
 from tokenization.vocabulary import (
     NoVocabularyError,
     load_vocabulary,
-    read_json,
     save_tokenizer,
     saved_lower_case,
     vocabulary_sha256,
@@ -207,18 +206,6 @@ def fingerprint(model: BertRanker, fit_dense: nn.Linear | None = None) -> str:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def trained_length(model_dir: Path) -> int | None:
-    """Returns the `max_seq_length` that a student was trained at. None: the directory does not say, or is no student's.
-
-    A `tokenizer_config.json` does not tell it: its `model_max_length` can be any limit, such as 512 or 1e30.
-    """
-    try:
-        length = read_json(model_dir / "training.json")["max_seq_length"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return length if type(length) is int else None
 
 
 class FeaturesOrigin(Protocol):

@@ -15,6 +15,7 @@ from runtime.errors import InputError, naming_errors
 from runtime.paths import printable
 from runtime.signals import signals_raised
 
+LOCK_FILE = ".lock"
 _LONGEST_MESSAGE = 2_000
 _LONGEST_NAME = 200  # bytes of a file name; most systems allow 255, and partial files have longer names
 
@@ -149,8 +150,6 @@ def print_text(text: str) -> None:
         if sys.stdout is not None:
             print(text, end="", flush=True)
     except OSError as error:
-        with contextlib.suppress(OSError):  # else Python writes it again at its end, with a traceback
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
@@ -175,8 +174,8 @@ def append_line(path: str | Path, line: str) -> None:
 def lock_directory(path: Path, flag: str) -> Iterator[None]:
     """Locks a directory for one process. A missing directory is made, and removed again if it stays empty.
 
-    The lock is on the file `.lock` in it. It ends with the process, even if the process is killed. Raises InputError,
-    which names `flag`, if another process has the lock or if the path is a file.
+    The lock is on the file `LOCK_FILE` in it. It ends with the process, even if the process is killed. Raises
+    InputError, which names `flag`, if another process has the lock or if the path is a file.
     """
     import fcntl  # here, because Windows has none
 
@@ -185,7 +184,7 @@ def lock_directory(path: Path, flag: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{flag}: {path} is a file, or lies below one; name another") from None
-    lock = path / ".lock"
+    lock = path / LOCK_FILE
     with open(lock, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -300,6 +300,9 @@ def test_models_that_cannot_be_exported_are_refused(directory: Path, tmp_path: P
     for run in ('{"settings": {"soft_weight": 1}', '{"settings": {"hard_weight": "x"}, "max_seq_length": "17"'):
         (damaged / "training.json").write_text(run + ', "finished": true}')
         assert_refused(export(damaged, tmp_path / "export", *flags), "training.json is not as distill.py writes it")
+    (damaged / "training.json").unlink()
+    os.mkfifo(damaged / "training.json")
+    assert_refused(export(damaged, tmp_path / "export", *flags), f"the training in {damaged} is not finished")
     assert sorted(os.listdir(tmp_path)) == ["damaged", "encoder", "m", "relu", "unfinished"]
 
 

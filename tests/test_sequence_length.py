@@ -17,7 +17,7 @@ from tiny import (
     write_transformers,
 )
 
-from modeling.model_files import trained_length
+from formats.run_file import trained_length
 
 EXAMPLES = 9
 

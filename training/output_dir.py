@@ -7,11 +7,11 @@ from pathlib import Path
 from formats.run_file import RUN_FILE, read_run_file, write_run_file
 from runtime.errors import InputError
 from runtime.hub import model_files
-from runtime.script import same_files
+from runtime.script import LOCK_FILE, same_files
 from training.checkpoints import best_checkpoints, checkpoints, remove_checkpoint
 from training.curves import DEV_FILE, LOSS_FILE, PICTURE, SPEED_FILE
 
-LOG_FILE, LOCK_FILE = "distill.log", ".lock"
+LOG_FILE = "distill.log"
 _MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 # The files that a run writes or removes.
 _FILES = (*_MODEL_FILES, RUN_FILE, LOSS_FILE, SPEED_FILE, DEV_FILE, PICTURE, LOG_FILE, LOCK_FILE)
