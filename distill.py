@@ -15,6 +15,7 @@ METHODS = {
     "intermediate": {"att": 1, "rep": 1},  # TinyBERT's first step
     "prediction": {"soft": 1},  # TinyBERT's second step
     "hard": {"hard": 1},
+    "margin_mse": {"margin": 1},  # Hofstaetter et al. 2020
 }
 
 if __name__ == "__main__":
@@ -35,7 +36,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from formats.checksums import file_sha256
 from formats.features import Features, features_sha256, read_header
 from modeling.frozen import FrozenRanker
-from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss
+from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, margin_loss, soft_label_loss
 from modeling.model_files import fingerprint
 from runtime.device import be_deterministic, choose_device, choose_precision, keep_freed_memory, out_of_memory_explained
 from runtime.distributed import (
@@ -63,6 +64,7 @@ from training.model_card import training_facts
 from training.optimizer import BertAdam, GradientError, decay_groups
 from training.output_dir import LOG_FILE, check_earlier_run, check_inputs_stay, discard_run
 from training.precision import Precision
+from training.queries import Queries, read_queries
 from training.run_directory import RunDirectory, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
@@ -89,7 +91,8 @@ def distillation_losses(
 ) -> dict[str, torch.Tensor]:
     """Returns the losses of one batch, by their names in `LOSSES`: float32 scalars.
 
-    A term of weight 0 is not computed; its loss is 0. `batch`: the arrays of `Features.batch` as tensors on the device.
+    A term of weight 0 is not computed; its loss is 0. `batch`: the arrays of `Features.batch`, and for margins those of
+    `Queries.of_part`, as tensors on the device.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     mask = batch["attention_mask"]
@@ -130,6 +133,10 @@ def distillation_losses(
         terms["soft"] = soft_label_loss(student.logits, teacher.logits, args.temperature)
     if args.hard_weight:
         terms["hard"] = hard_label_loss(student.logits, batch["labels"])
+    if args.margin_weight:
+        terms["margin"] = margin_loss(
+            student.logits, teacher.logits, batch["labels"], batch["queries"], batch["num_margins"]
+        )
 
     zero = torch.zeros((), device=mask.device)
     weighted = {name: getattr(args, f"{name}_weight") * loss for name, loss in terms.items()}
@@ -143,6 +150,7 @@ def distillation_losses(
 def train(
     args: argparse.Namespace,
     features: Features,
+    queries: Queries | None,
     models: Models,
     dev: DevPairs | None,
     precision: Precision,
@@ -174,7 +182,9 @@ def train(
     training = Training(trained, optimizer, precision.scaler)
     progress = run.restore(training, device)
     clock = Clock(progress.global_step)
-    steps = steps_from(progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts)
+    steps = steps_from(
+        progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts, queries
+    )
     bar = ProgressBar(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps")
     with logging_redirect_tqdm(), bar, defer_signals("finishing the step and saving") as signals:
         for step, examples, own_parts in steps:
@@ -182,7 +192,8 @@ def train(
             learning_rate = optimizer.learning_rate()
             totals = torch.zeros(len(LOSSES) + 1, device=device)  # the losses, and the number of signals
             for part in own_parts:
-                batch = to_device(features.batch(part, pad_to), device)
+                of_queries = queries.of_part(part, examples, num_parts) if queries else {}
+                batch = to_device(features.batch(part, pad_to) | of_queries, device)
                 with precision.autocast():
                     losses = distillation_losses(args, models, batch, precision)
                 precision.backward(losses["loss"] / num_parts, is_last=part is own_parts[-1])
@@ -243,12 +254,14 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
     torch.manual_seed((args.seed + rank()) % (1 << 64))  # for dropout, which differs between processes
     output = args.output_student_dir
     compares = compared(args)
+    needs_labels = "labels" in compares or args.margin_weight > 0
     dev, checked = None, ""
     with buffered_log() as records:  # nothing is written before all checks have passed
         teacher_dir = args.teacher_model and model_directory(args.teacher_model)
         features = load_features(
-            args.features_file, args.max_seq_length, args.do_lower_case, "labels" in compares, args.train_batch_size
+            args.features_file, args.max_seq_length, args.do_lower_case, needs_labels, args.train_batch_size
         )
+        queries = read_queries(features) if args.margin_weight else None
         models = load_models(
             model_directory(args.general_student_model),
             teacher_dir,
@@ -291,13 +304,15 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
         logger.info("features: %s, %s", args.features_file, features.header.origin())
         for record in records:
             logger.handle(record)
+        if queries is not None:
+            logger.info("%s", queries.summary())
         if checked:
             logger.info("%s", checked)
         if args.resume:
             logger.info("resuming from %s", run.start or "the beginning")
         begin = time.monotonic()
         with out_of_memory_explained():
-            progress = train(args, features, models, dev, precision, device, run)
+            progress = train(args, features, queries, models, dev, precision, device, run)
         seconds = time.monotonic() - begin
         with defer_signals() if rank() == 0 else contextlib.nullcontext():  # a signal no longer stops the run
             run.finish(progress, training_facts(features, args.general_student_model))
@@ -348,6 +363,8 @@ def main(args: argparse.Namespace) -> None:
             runs.append((training, precision))
         if len(runs) > 1 and args.dev_features_file is not None:  # only the last training uses them; check them now
             read_dev_pairs(args.dev_features_file, args.dev_qrels, args.dev_measure, read_header(args.features_file))
+        if len(runs) > 1 and args.margin_weight:
+            read_queries(Features(args.features_file))
         outputs = [training.output_student_dir for training, _ in runs]
         for number, (training, precision) in enumerate(runs, start=1):
             if number > 1:  # it starts from the student of the training before it, which rank 0 has

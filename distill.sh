@@ -10,12 +10,13 @@ read_arguments distill.sh "$@"
 # --- method
 # simplified: attention + hidden states + soft + hard labels, the paper's method. standard: soft + hard labels.
 # tinybert: two steps, intermediate (attention + hidden states), then prediction (soft labels). hard: hard labels only,
-# without a teacher. intermediate, prediction: one of the two steps.
+# without a teacher. intermediate, prediction: one of the two steps. margin_mse: margins between passages of a query.
 distill_model_type=${distill_model_type:-simplified}
 att_weight=${att_weight:-}                  # weight of attention scores in the loss. Default of all: the method's.
 rep_weight=${rep_weight:-}                  # of hidden states. An ablation sets one of the weights to 0: rep_weight=0
 soft_weight=${soft_weight:-}                # of soft labels
 hard_weight=${hard_weight:-}                # of hard labels
+margin_weight=${margin_weight:-}            # of margins: relevant minus not relevant passage of the same query
 layer_map=${layer_map:-}                    # teacher layer for each student layer: 4,8,12. Default: evenly spaced
 ignore_padding=${ignore_padding:-no}        # yes: attention and hidden states of real tokens only; not as published
 teacher_dropout=${teacher_dropout:-no}      # yes: keep the teacher's dropout on, as in the published training
@@ -80,10 +81,11 @@ compare_with_defaults
 check_hardware
 check_yes_no overwrite do_lower_case teacher_dropout teacher_check ignore_padding deterministic
 case $set_name:$distill_model_type in
-    train:simplified | train:standard | train:tinybert | train:intermediate | train:prediction | train:hard) ;;
+    train:simplified | train:standard | train:tinybert | train:intermediate | train:prediction | train:hard | \
+        train:margin_mse) ;;
     general:intermediate) train_pairs=${train_pairs:-data/$collection/text.txt} ;;
     *) fail "distill_model_type=$distill_model_type with set_name=$set_name: train has simplified, standard," \
-        "tinybert, intermediate, prediction, hard; general has intermediate" ;;
+        "tinybert, intermediate, prediction, hard, margin_mse; general has intermediate" ;;
 esac
 train_pairs=${train_pairs:-data/$collection/train_pairs.tsv}
 [[ -n $output_student_dir || ${#student_suffix} -le 120 ]] ||
@@ -92,7 +94,8 @@ output_student_dir=${output_student_dir:-models/$collection/student_$distill_mod
 [[ $overwrite == yes || ! -e $output_student_dir/config.json && ! -e $output_student_dir/training.json ]] ||
     grep -qs -e '"finished": false' -- "$output_student_dir/training.json" ||
     fail "$output_student_dir holds a run already; set overwrite=yes to replace it, or another output_student_dir"
-[[ $distill_model_type != hard || -n $att_weight$rep_weight$soft_weight ]] || teacher_model= # hard labels need none
+# hard labels alone need no teacher
+[[ $distill_model_type != hard || -n $att_weight$rep_weight$soft_weight$margin_weight ]] || teacher_model=
 if [[ $overwrite == no && $fp16_backend == torch ]]; then resume=yes; else resume=no; fi # apex cannot resume
 if [[ $teacher_check == yes ]]; then no_teacher_check=no; else no_teacher_check=yes; fi
 
@@ -100,7 +103,7 @@ for name in teacher_model dev_pairs dev_qrels; do # the example's files may not 
     [[ $collection == python_docs && ${!name} == */python_docs/* ]] || check_exists "make it first" "$name"
 done
 flags=(--distill_model="$distill_model_type" --att_weight="$att_weight" --rep_weight="$rep_weight"
-    --soft_weight="$soft_weight" --hard_weight="$hard_weight" --layer_map="$layer_map"
+    --soft_weight="$soft_weight" --hard_weight="$hard_weight" --margin_weight="$margin_weight" --layer_map="$layer_map"
     --ignore_padding="$ignore_padding" --no_teacher_check="$no_teacher_check" --teacher_dropout="$teacher_dropout"
     --alpha="$alpha" --temperature="$temperature" --pooled_activation="$pooled_activation"
     --teacher_model="$teacher_model" --general_student_model="$general_student_model"
@@ -128,7 +131,7 @@ tokenize "$set_name" "$train_pairs" "$general_student_model" "$features_file"
 set_launch
 run "${launch[@]}" distill.py "${flags[@]}" --features_file="$features" --dev_features_file="$dev_features_file"
 
-if [[ $distill_model_type == intermediate && -z $soft_weight$hard_weight ]]; then # it is not a ranker yet
+if [[ $distill_model_type == intermediate && -z $soft_weight$hard_weight$margin_weight ]]; then # no ranker yet
     printf 'Next: collection=%q general_student_model=%q max_seq_length=%q do_lower_case=%q %s\n' \
         "$collection" "$output_student_dir" "$max_seq_length" "$do_lower_case" "bash distill.sh"
 else

@@ -165,6 +165,16 @@ class Features:
             first = after
         return [found[int(i)] for i in indices]
 
+    def query_numbers(self, why: str) -> np.ndarray:
+        """The query of each example whose id is query_id#passage_id: (n,) int64, from 0, equal for equal query ids.
+
+        Raises InputError for another id. The message names block and example, and ends in `why`.
+        """
+        numbers: dict[str, int] = {}
+        blocks = read_blocks_from(self.path, self._file)
+        ids = (i for number, (block, _) in enumerate(blocks) for i in _query_ids(self.path, number, block, why))
+        return np.fromiter((numbers.setdefault(query_id, len(numbers)) for query_id in ids), np.int64, len(self))
+
     def sha256(self) -> str:
         """The `features_sha256` of the file that was opened."""
         return _sha256(self.path, self._file)
@@ -215,6 +225,17 @@ def _sha256(path: str | Path, file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
+def _query_ids(path: str | Path, number: int, block: FeatureBlock, advice: str) -> list[str]:
+    """The query ids of a block. Raises InputError, with `advice`, for an id that is not query_id#passage_id."""
+    query_ids = []
+    for i, example_id in enumerate(block.example_ids):
+        try:
+            query_ids.append(split_example_id(example_id)[0])
+        except ValueError as error:
+            raise InputError(f"{path} block {number} example {i}: {error}; {advice}") from None
+    return query_ids
+
+
 def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
     """Reads the features of pairs to re-rank once, so that a fault is found before the work begins.
 
@@ -227,11 +248,7 @@ def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
         raise InputError(f"{flag}: {path} is plain text without queries; tokenize pairs with --set_name test")
     of_blocks = [np.empty(0, np.int64)]  # the hashes of the ids: 8 bytes for each example
     for number, block in enumerate(read_blocks(path)):
-        for i, example_id in enumerate(block.example_ids):
-            try:
-                split_example_id(example_id)
-            except ValueError as error:
-                raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
+        _query_ids(path, number, block, "tokenize with --set_name test")
         of_blocks.append(np.fromiter(map(hash, block.example_ids), np.int64, len(block.example_ids)))
     hashes = np.sort(np.concatenate(of_blocks))
     if not len(hashes):

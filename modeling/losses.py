@@ -163,6 +163,24 @@ def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
     return (-targets * torch.log_softmax(student_logits.float() / temperature, dim=-1)).mean()
 
 
+def margin_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    labels: torch.Tensor,
+    queries: torch.Tensor,
+    num_margins: torch.Tensor,
+) -> torch.Tensor:
+    """MarginMSE (Hofstaetter et al. 2020, arXiv 2010.02666): mean of ((s_i - s_j) - (t_i - t_j))^2.
+
+    The sum is over all relevant i and not relevant j of the same query. The score of a pair is its log odds: the logit
+    of relevant minus the logit of not relevant, z_1 - z_0, s of the student and t of the teacher. z: (B, 2); labels 0
+    or 1 and numbers of queries: (B,). The sum is divided by `num_margins`, a float32 scalar.
+    """
+    difference = (student_logits.float() - teacher_logits.float()).diff(dim=-1)[:, 0]  # s - t, (B,)
+    is_margin = (queries[:, None] == queries) & (labels[:, None] > labels)  # (B, B)
+    return ((difference[:, None] - difference).square() * is_margin).sum() / num_margins
+
+
 def hard_label_loss(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of (B, 2) logits against (B,) labels 0 or 1."""
     return F.cross_entropy(student_logits.float(), labels)

@@ -76,7 +76,8 @@ def add_method_flags(parser: argparse.ArgumentParser, methods: list[str]) -> Non
         help="standard: alpha * soft + (1 - alpha) * hard labels. simplified (default): attention + hidden states "
         "+ soft + hard labels in one step. tinybert: two trainings, intermediate (attention + hidden states, in "
         "OUTPUT_STUDENT_DIR_intermediate), then prediction (soft labels). intermediate, prediction: one of the two. "
-        "hard: hard labels only, which is also how a teacher is fine-tuned",
+        "hard: hard labels only, which is also how a teacher is fine-tuned. margin_mse: margins only, the differences "
+        "between the scores of relevant and not relevant passages of a query; ids of pairs are query_id#passage_id",
     )
     method.add_argument("--alpha", type=float, help="weight of soft labels, for standard only (default 0.5)")
     for term in TERMS:
@@ -265,7 +266,8 @@ def check_unused_args(args: argparse.Namespace) -> None:
         raise InputError(f"--teacher_model: {needed if needs_teacher else unused}")
     unused = {
         "with hard labels alone": ("teacher_dropout",) if not needs_teacher else (),
-        "without soft labels": ("temperature", "no_teacher_check") if "logits" not in compared(args) else (),
+        "without soft labels": ("temperature",) if not args.soft_weight else (),
+        "without soft labels or margins": ("no_teacher_check",) if "logits" not in compared(args) else (),
         "without attention and hidden states": ("ignore_padding", "layer_map") if not compares_layers(args) else (),
     }
     for terms, names in unused.items():
@@ -288,6 +290,10 @@ def check_numbers(args: argparse.Namespace) -> None:
     if args.train_batch_size % (args.gradient_accumulation_steps * world_size()):
         times = f" times the {world_size()} processes" if world_size() > 1 else ""
         raise InputError(f"--train_batch_size: needs to be a multiple of --gradient_accumulation_steps{times}")
+    if args.margin_weight and args.train_batch_size < 2 * args.gradient_accumulation_steps * world_size():
+        raise InputError(
+            "--train_batch_size: margins need at least 2 pairs in each part of a batch, and in each process"
+        )
     rates = "learning_rate", "intermediate_learning_rate", "weight_decay"
     for name in (*rates, "save_model_step", "keep_checkpoints", "seed"):
         if not 0 <= getattr(args, name) < float("inf"):

@@ -17,6 +17,7 @@ from modeling.losses import teacher_layers
 from modeling.model_files import check_reads_features, load_ranker
 from runtime.distributed import rank, world_size
 from runtime.errors import InputError
+from training.queries import Queries
 
 logger = logging.getLogger(__name__)
 
@@ -170,18 +171,22 @@ class StepExamples(NamedTuple):
 
 
 def steps_from(
-    first: int, last: int, seed: int, num_examples: int, batch_size: int, num_parts: int
+    first: int, last: int, seed: int, num_examples: int, batch_size: int, num_parts: int, queries: Queries | None = None
 ) -> Iterator[StepExamples]:
     """Yields steps `first` to `last` with their examples. Every epoch has its own order and drops a partial batch.
 
-    `num_parts`: the number of parts of a batch, over all processes.
+    `num_parts`: the number of parts of a batch, over all processes. With `queries`, a query's pairs share a part.
     """
     steps_per_epoch = num_examples // batch_size
     order, order_epoch = None, None
     for step in range(first, last + 1):
         epoch, place = divmod(step - 1, steps_per_epoch)
         if order_epoch != epoch:
-            order, order_epoch = epoch_order(seed, epoch, num_examples), epoch
+            order_epoch = epoch
+            if queries is None:
+                order = epoch_order(seed, epoch, num_examples)
+            else:
+                order = queries.order(seed, epoch, batch_size // num_parts)
         examples = order[place * batch_size :][:batch_size]
         yield StepExamples(step, examples, np.split(examples, num_parts)[rank() :: world_size()])
 

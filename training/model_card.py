@@ -23,6 +23,7 @@ _METHODS = {
     "intermediate": "TinyBERT, first step ([arXiv 1909.10351](https://arxiv.org/abs/1909.10351))",
     "prediction": "TinyBERT, second step ([arXiv 1909.10351](https://arxiv.org/abs/1909.10351))",
     "hard": "fine-tuning with hard labels, without a teacher",
+    "margin_mse": "MarginMSE ([arXiv 2010.02666](https://arxiv.org/abs/2010.02666))",
 }
 
 

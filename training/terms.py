@@ -23,6 +23,7 @@ TERMS = (
     Term("rep", "hidden states", "#e69f00", compares="hidden_states"),
     Term("soft", "soft labels", "#009e73", compares="logits"),
     Term("hard", "hard labels", "#cc79a7", compares="labels"),
+    Term("margin", "margins", "#56b4e9", compares="logits"),
 )
 # The keys of a line of train_loss.jsonl: the total, the weighted sum of the terms that learn labels, and each term.
 LOSSES = ("loss", "cls_loss", *(f"{term.name}_loss" for term in TERMS))
