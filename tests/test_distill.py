@@ -696,6 +696,7 @@ def refused(inputs: Path, tmp_path: Path, *more: object, says: tuple[str, ...]) 
         ("distill_model", ["tinybert1", "x"]),
         ("att_weight", ["-1", "nan", "inf", "x"]),
         ("hard_weight", ["-0.5", "x"]),
+        ("margin_weight", ["-0.5", "x"]),
         ("layer_map", ["2,4", "0,2,4", "2,4,7", "2,4,6,6", "2,,4", "2;4;6", "-1,2,3", "a", "2.0,4,6"]),
         ("pooled_activation", ["gelu"]),
         ("fp16_backend", ["amp"]),
@@ -722,6 +723,9 @@ def test_flags_that_contradict_each_other_are_refused(inputs: Path, tmp_path: Pa
     flags("--temperature", "--distill_model", "hard", "--temperature", "1")
     flags("--temperature", "--distill_model", "intermediate", "--temperature", "2")
     flags("--no_teacher_check", "--distill_model", "intermediate", "--no_teacher_check")
+    flags("--temperature", "--distill_model", "margin_mse", "--temperature", "2")
+    flags("--teacher_model", "--distill_model", "margin_mse", "--teacher_model", "")
+    flags("--train_batch_size", "--margin_weight", "1", "--gradient_accumulation_steps", EXAMPLES)
     flags("--layer_map", "--distill_model", "standard", "--layer_map", "2,4,6")
     flags("--ignore_padding", "--distill_model", "prediction", "--ignore_padding")
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "hard")[:-1])

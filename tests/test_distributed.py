@@ -60,6 +60,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_published(directory / "general", STUDENT, bare)
     write_published(directory / "ranker", STUDENT, student_weights())
     write_tiny_features(directory / "features", count=EXAMPLES)
+    write_tiny_features(directory / "queries", count=19, pairs_per_query=3)
     write_tiny_features(directory / "passages", count=PASSAGES, set_name="test")
     return directory
 
@@ -182,6 +183,15 @@ def test_other_losses_are_those_of_one_process_too(inputs: Path, tmp_path: Path,
     for done in run_two(pool, "distill.py", *arguments, replaced=(several_buckets, several_buckets)):
         assert done.status == 0, done
     assert run_main("distill.py", *distil_arguments(inputs, tmp_path / "one", *more)).status == 0
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_margins_are_those_of_one_process_with_as_many_parts(inputs: Path, tmp_path: Path, pool: Pool) -> None:
+    more = ["--features_file", inputs / "queries", "--distill_model", "margin_mse", "--no_teacher_check"]
+    for done in run_two(pool, "distill.py", *distil_arguments(inputs, tmp_path / "two", *more)):
+        assert done.status == 0, done
+    alone = distil_arguments(inputs, tmp_path / "one", *more, "--gradient_accumulation_steps", 2)
+    assert run_main("distill.py", *alone).status == 0
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 

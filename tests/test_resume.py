@@ -51,7 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inputs")
     write_published(directory / "teacher", TEACHER, teacher_weights())
     write_transformers(directory / "general", STUDENT, student_weights(), **DROPOUT)
-    write_tiny_features(directory / "features", count=21)  # 5 batches of 4, and one example over
+    write_tiny_features(directory / "features", count=21, pairs_per_query=5)  # 5 batches of 4, and one example over
     return directory
 
 
@@ -290,6 +290,8 @@ def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uni
         ["--distill_model", "standard", "--alpha", 0.3, "--gradient_accumulation_steps", 2],
         ["--precision", "bf16", "--teacher_dropout"],
         ["--ignore_padding", "--att_weight", 0.5, "--temperature", 2],
+        ["--distill_model", "margin_mse"],
+        ["--margin_weight", 0.5, "--gradient_accumulation_steps", 2],
     ],
     ids=lambda more: " ".join(map(str, more)),
 )

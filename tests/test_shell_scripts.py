@@ -26,7 +26,7 @@ from formats.features import Features, read_header
 from formats.trec import read_run
 
 QUERIES, DOCUMENTS = 3, 4
-METHODS = ("simplified", "standard", "tinybert", "intermediate", "prediction", "hard")
+METHODS = ("simplified", "standard", "tinybert", "intermediate", "prediction", "hard", "margin_mse")
 Run = Callable[..., Ran]
 
 

@@ -168,11 +168,15 @@ def write_tiny_features(
     max_seq_length: int = MAX_SEQ_LENGTH,
     seed: int = 0,
     do_lower_case: bool = True,
+    pairs_per_query: int | None = None,
 ) -> Path:
-    """Writes features of `some_pairs`. For train: labels 1, 0, 1, 0... and ids e0, e1...; else ids such as q1#D4_4."""
+    """Writes features of `some_pairs`. For train: labels 1, 0, 1, 0... and ids e0, e1...; else ids such as q1#D4_4.
+
+    With `pairs_per_query`, ids for train such as q1#e4.
+    """
     encoded = encode_pairs(WordPiece(tokens, do_lower_case), some_pairs(count, seed), max_seq_length)
     examples = (
-        Example(f"e{i}", ids, first, (i + 1) % 2)
+        Example(f"q{i // pairs_per_query}#e{i}" if pairs_per_query else f"e{i}", ids, first, (i + 1) % 2)
         if set_name == "train"
         else Example(f"q{i % 3}#D{i % 7}_{i}", ids, first, -1)
         for i, (ids, first) in enumerate(encoded)
