@@ -724,12 +724,13 @@ def test_flags_that_contradict_each_other_are_refused(inputs: Path, tmp_path: Pa
     flags("--temperature", "--distill_model", "intermediate", "--temperature", "2")
     flags("--no_teacher_check", "--distill_model", "intermediate", "--no_teacher_check")
     flags("--temperature", "--distill_model", "margin_mse", "--temperature", "2")
-    flags("--teacher_model", "--distill_model", "margin_mse", "--teacher_model", "")
     flags("--train_batch_size", "--margin_weight", "1", "--gradient_accumulation_steps", EXAMPLES)
     flags("--layer_map", "--distill_model", "standard", "--layer_map", "2,4,6")
     flags("--ignore_padding", "--distill_model", "prediction", "--ignore_padding")
     done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "hard")[:-1])
     assert_refused(done, "--teacher_model: needed for --distill_model simplified")
+    done = run_main("distill.py", *arguments(inputs, tmp_path / "out", "hard")[:-1], "--distill_model", "margin_mse")
+    assert_refused(done, "--teacher_model: needed for --distill_model margin_mse")
     assert os.listdir(tmp_path) == []
 
 
