@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,12 @@ def training_losses_and_speed(output_dir: Path) -> tuple[list[float], float]:
         for name, key in (("train_loss.jsonl", "loss"), ("speed.jsonl", "examples_per_second"))
     )
     return losses, len(speeds) / sum(1 / speed for speed in speeds)
+
+
+def tokenizing_seconds(printed: str) -> float:
+    """The seconds that tokenize_to_features.py took, from its output."""
+    count, rate = re.findall(r"(\d+) test examples.* ([\d.]+) pairs/s", printed)[-1]
+    return int(count) / float(rate)
 
 
 def reranking_seconds(scores_file: Path) -> float:

@@ -61,7 +61,6 @@ if __name__ == "__main__":
 
 import importlib.util
 import json
-import re
 import tempfile
 import time
 
@@ -70,7 +69,7 @@ import safetensors.torch
 import torch
 
 from benchmarks import reference
-from benchmarks.child import last_json, reranking_seconds, run
+from benchmarks.child import last_json, reranking_seconds, run, tokenizing_seconds
 from benchmarks.machine import describe_torch_machine
 from benchmarks.synthetic import HEADS, make_model, make_pairs
 from formats.features import Features
@@ -123,8 +122,7 @@ def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
     flags = ["--set_name", "test", "--raw_data_file", pairs_file, "--output_features_file", features_file]
     flags += ["--bert_model_dir", pairs_file.with_name("student"), "--max_seq_length", args.max_seq_length]
     printed, _ = run(["tokenize_to_features.py", *flags, "--overwrite"])
-    count, rate = re.findall(r"(\d+) test examples.* ([\d.]+) pairs/s", printed)[-1]
-    return features_file, int(count) / float(rate)
+    return features_file, tokenizing_seconds(printed)
 
 
 def rerank(args: argparse.Namespace, model: str, features_file: Path, precision: str) -> tuple[np.ndarray, float]:

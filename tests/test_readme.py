@@ -168,7 +168,7 @@ def test_environments_name_the_same_packages() -> None:
     assert "-r requirements.txt" in (ROOT / "env.yaml").read_text()
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in pins)
-    for name in ("dev", "extras"):
+    for name in ("dev", "extras", "benchmarks"):
         lines = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
         assert all(re.fullmatch(r"#.*|-r requirements.txt|[\w-]+==[\w.]+", line) for line in lines)
     assert "torch==2.13.0" in pins and not any(line.startswith("apex") for line in pins)
