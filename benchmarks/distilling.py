@@ -210,6 +210,8 @@ def main(args: argparse.Namespace) -> None:
         else:
             forward_teacher(args, Path(directory), precision)
         return
+    if on_gpu:
+        torch.cuda.set_device(args.device)  # whose memory is measured
     print(describe_torch_machine())
     print(
         f"teacher {args.teacher}, student {args.student}, {args.updates} steps of {args.batch_size} x "
@@ -244,8 +246,9 @@ def main(args: argparse.Namespace) -> None:
                     if not dropout:
                         losses[precision] = found
                     note(f"distill.py {precision}, {label}", speed, peak)
-                    said = last_json(run_side(args, [*own, "forward", directory, precision, dropout]).printed)
-                    note(f"forward {precision}", said["speed"], 0)
+                    if not on_gpu or not dropout:  # it has no dropout; a CPU changes its speed between runs
+                        said = last_json(run_side(args, [*own, "forward", directory, precision, dropout]).printed)
+                        note(f"forward {precision}", said["speed"], 0)
 
     # numpy's max is NaN if one of them is
     differences = {

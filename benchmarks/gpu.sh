@@ -34,7 +34,8 @@ pairs=${pairs:-3000}                        # pairs of text to re-rank, also by 
 scored=${scored:-40000}                     # tokenized pairs to re-rank; a tenth for the teacher
 
 # --- recipe. Evaluate its scores elsewhere, with convert_to_trec_results.py and msmarco_mrr_eval.py.
-data_dir=${data_dir:-}                      # has train.features and test.features, or train_pairs.tsv and test_pairs.tsv
+data_dir=${data_dir:-}                      # has train.features and test.features, or train_pairs.tsv and
+                                            # test_pairs.tsv
 models_dir=${models_dir:-}                  # has teacher and general_student
 students_dir=${students_dir:-$out/students} # directory of the students; their scores and logs are in out/recipe
 methods=${methods:-hard standard tinybert simplified}
@@ -127,7 +128,8 @@ threads=${OMP_NUM_THREADS:-$((cores > 3 ? cores / 3 : 1))}
 pass_on_signals
 for name in tests resume nccl; do
     is_wanted "$name" || continue
-    part "$name" "$limit" env OMP_NUM_THREADS="$threads" "$python" benchmarks/checks.py "$name" ${checks[@]+"${checks[@]}"} &
+    part "$name" "$limit" env OMP_NUM_THREADS="$threads" \
+        "$python" benchmarks/checks.py "$name" ${checks[@]+"${checks[@]}"} &
     pids+=($!) names+=("$name")
 done
 while [[ ${#pids[@]} -gt 0 ]]; do wait_for_one; done

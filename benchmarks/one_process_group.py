@@ -4,7 +4,6 @@
 
 distill.py alone needs no process group, so it makes none for one process.
 """
-# ruff: noqa: E402
 
 import sys
 from pathlib import Path

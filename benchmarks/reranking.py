@@ -201,6 +201,8 @@ def main(args: argparse.Namespace) -> None:
         else:
             score_by_crossencoder(args, Path(file), precision)
         return
+    if on_gpu:
+        torch.cuda.set_device(args.device)
     print(describe_torch_machine())
     own = [__file__, *sys.argv[1:], "--child"]
     has_crossencoder = importlib.util.find_spec("sentence_transformers") is not None
@@ -229,6 +231,9 @@ def main(args: argparse.Namespace) -> None:
         for model, number in (("student", args.scored), ("teacher", args.scored // 10)) if args.scored else ():
             path = make_features(directory / f"{model}.scored", "test", number, args.max_seq_length, is_full=True)
             scored[model] = path, number
+        for model in ("student", "teacher") if on_gpu else ():
+            for precision in precisions:
+                rerank(args, model, few, precision)  # not timed: libraries load their kernels
         for _ in range(args.rounds):
             for kind in WORDS:
                 features_file, tokenizing = tokenize(args, files[kind])
