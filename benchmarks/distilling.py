@@ -211,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
             forward_teacher(args, Path(directory), precision)
         return
     if on_gpu:
-        torch.cuda.set_device(args.device)  # whose memory is measured
+        torch.cuda.set_device(torch.device(args.device).index or 0)  # whose memory is measured
     print(describe_torch_machine())
     print(
         f"teacher {args.teacher}, student {args.student}, {args.updates} steps of {args.batch_size} x "

@@ -3,7 +3,7 @@
 # It needs no file, no network and no evaluation package: the models have random weights, the data are synthetic.
 # Each part writes PART.log and PART.json into the directory out. A part that has passed is not run again, so the same
 # command resumes after a stop. If a part fails, the others still run, and the exit status is 1. With the values below
-# the parts take about 150 seconds in all on an H100. More steps, rounds, pairs and scored take longer.
+# the parts take about 150 to 180 seconds in all on an H100. More steps, rounds, pairs and scored take longer.
 # To rehearse everything on a CPU:   bash benchmarks/gpu.sh quick=yes device=cpu out=/tmp/gpu
 set -euo pipefail
 cd "$(dirname "$0")/.."

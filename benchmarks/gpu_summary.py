@@ -36,7 +36,8 @@ def value_of(row: Row) -> str:
 
 def main(args: argparse.Namespace) -> None:
     files = sorted(args.directory.glob("*.json"))
-    if not files:
+    students = sorted(args.directory.glob("recipe/*.speed.json"))
+    if not files + students:
         raise InputError(f"{args.directory} has no results; run benchmarks/gpu.sh")
     machine = None
     for file in files:
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{file.stem}: {verdict}")
         for _, rows in itertools.groupby((Row(**row) for row in results["rows"]), lambda row: row.what):
             print(line_of(list(rows)))
-    for file in sorted(args.directory.glob("recipe/*.speed.json")):
+    for file in students:
         speed = json.loads(file.read_text("utf-8"))
         name = file.name.removesuffix(".scores.tsv.speed.json")
         print(line_of([Row(f"recipe/{name}", speed["passages_per_second"], "passages/s")]))

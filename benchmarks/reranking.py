@@ -202,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
             score_by_crossencoder(args, Path(file), precision)
         return
     if on_gpu:
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     print(describe_torch_machine())
     own = [__file__, *sys.argv[1:], "--child"]
     has_crossencoder = importlib.util.find_spec("sentence_transformers") is not None
