@@ -1,27 +1,42 @@
-"""distill.py as one of several processes, in a process group of one process: it uses NCCL on one GPU.
-
-    torchrun --nproc_per_node 1 benchmarks/one_process_group.py FLAGS_OF_DISTILL
-
-distill.py alone needs no process group, so it makes none for one process.
-"""
+"""distill.py as one of several processes, in a process group of one process: so it uses NCCL on one GPU."""
+# ruff: noqa: E402
 
 import sys
 from pathlib import Path
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+from unittest import mock
+
+from runtime.flags import Parser
+from runtime.script import run_script
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(
+        description="""Runs distill.py in a process group of one process. distill.py alone makes no group for one process.
+
+  torchrun --nproc_per_node 1 benchmarks/one_process_group.py -- FLAGS_OF_DISTILL""",
+    )
+    parser.add_argument("flags", nargs="*", help="the flags of distill.py, after --")
+    return parser.parse(lambda args: None)
+
+
+if __name__ == "__main__":
+    args = parse_args()  # before the imports below, which take seconds
 
 import torch.distributed
 
 import distill
 from runtime import distributed
-from runtime.script import run_script
-from training.flags import parse_args
+from training import flags
 
 if __name__ == "__main__":
-    ARGS = parse_args(distill.METHODS)
+    sys.argv[1:] = args.flags
+    training_args = flags.parse_args(distill.METHODS)
     torch.distributed.init_process_group("gloo")
     # Only the functions of this module see two processes. The sums over the group are those of one.
     with mock.patch.object(distributed, "world_size", lambda: 2):
-        run_script(distill.main, ARGS)
+        run_script(distill.main, training_args)
     torch.distributed.destroy_process_group()
