@@ -53,6 +53,7 @@ if __name__ == "__main__":
 import importlib.util
 import json
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -125,7 +126,8 @@ def check_nccl(args: argparse.Namespace, directory: Path) -> tuple[bool, list[Ro
     make_inputs(args, directory)
     run(["distill.py", *training_flags(args, directory, "alone")])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1]
-    run([*torchrun, "benchmarks/one_process_group.py", "--", *training_flags(args, directory, "group")])
+    flags = shlex.join(map(str, training_flags(args, directory, "group")))
+    run([*torchrun, "benchmarks/one_process_group.py", f"--distill_flags={flags}"])
     alone, group = (training_losses_and_speed(directory / name)[0] for name in ("alone", "group"))
     difference = max(abs(one / other - 1) for one, other in zip(alone, group, strict=True))
     backend = "gloo" if args.device == "cpu" else "NCCL"

@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import shlex
 from unittest import mock
 
 from runtime.flags import Parser
@@ -15,11 +16,11 @@ from runtime.script import run_script
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Runs distill.py in a process group of one process. distill.py alone makes no group for one process.
+        description="""Runs distill.py in a process group of one process. distill.py alone makes none for one process.
 
-  torchrun --nproc_per_node 1 benchmarks/one_process_group.py -- FLAGS_OF_DISTILL""",
+  torchrun --nproc_per_node 1 benchmarks/one_process_group.py --distill_flags "--features_file FILE ..." """,
     )
-    parser.add_argument("flags", nargs="*", help="the flags of distill.py, after --")
+    parser.add_argument("--distill_flags", type=shlex.split, required=True, help="quoted as in a shell")
     return parser.parse(lambda args: None)
 
 
@@ -33,7 +34,7 @@ from runtime import distributed
 from training import flags
 
 if __name__ == "__main__":
-    sys.argv[1:] = args.flags
+    sys.argv[1:] = args.distill_flags
     training_args = flags.parse_args(distill.METHODS)
     torch.distributed.init_process_group("gloo")
     # Only the functions of this module see two processes. The sums over the group are those of one.
