@@ -137,6 +137,19 @@ def bert_adam_step(
         weight.grad = None
 
 
+class _BertAdam(torch.optim.Optimizer):
+    """`bert_adam_step` in the form that GradScaler needs."""
+
+    def __init__(self, weights: Weights, total_steps: int, lr: float):
+        super().__init__(list(weights.values()), {})
+        self._settings, self._moments, self._step = (total_steps, lr), {}, 0
+        self._weights = weights
+
+    def step(self, closure=None) -> None:
+        bert_adam_step(self._weights, self._moments, self._step, *self._settings)
+        self._step += 1
+
+
 def train(
     distill_model: str,
     student: Weights,
@@ -144,15 +157,26 @@ def train(
     heads: int,
     batches: list[Weights],
     lr: float = 5e-5,
+    precision: torch.dtype = torch.float32,
     **settings,
 ) -> list[dict[str, float]]:
-    """Trains `student`, one step per batch, and returns the losses of every step. `settings` are those of `losses`."""
+    """Trains `student`, one step per batch, and returns the losses of every step. `settings` are those of `losses`.
+
+    In float16 and bfloat16 the losses are computed under autocast; in float16 a GradScaler scales them.
+    """
     for weight in student.values():
         weight.requires_grad_(True)
-    state, history = {}, []
-    for step, batch in enumerate(batches):
-        values = losses(distill_model, student, teacher, heads, batch, **settings)
-        values["loss"].backward()
-        bert_adam_step(student, state, step, len(batches), lr)
+    device = next(iter(student.values())).device.type
+    optimizer = _BertAdam(student, len(batches), lr)
+    scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
+    history = []
+    for batch in batches:
+        # One context for each step: autocast keeps its casts of the weights until it ends.
+        with torch.autocast(device, precision, enabled=precision != torch.float32):
+            values = losses(distill_model, student, teacher, heads, batch, **settings)
+        scaler.scale(values["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()  # after a skipped step
         history.append({name: value.item() for name, value in values.items()})
     return history

@@ -19,6 +19,9 @@ from runtime.flags import Parser
 
 # Of a score from 0 to 1, against the reference implementation in fp32.
 TOLERANCES = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
+# Goals on a GPU, in half precision.
+SPEED_GOALS = {"fp32": 8, "fp16": 2}  # relative to the reference implementation in each precision of it
+PAIRS_GOAL = 50_000  # of 256 tokens per second, by 3/384 on an H100, without tokenization
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,26 +33,36 @@ too. Prints pairs/s and ratios.
 
   python benchmarks/reranking.py
 
-Each run is a separate process, one after the other. The time of tokenization counts for rerank.py and CrossEncoder;
-the time to load a model counts for none. The exit status is 1 if scores differ from those of the reference
-implementation by more than the precision explains.""",
+Each run is a separate process, one after the other; on a GPU all run in this process. The time of tokenization counts
+for rerank.py and CrossEncoder, except with --scored; the time to load a model counts for none. The exit status is 1 if
+scores differ from those of the reference implementation by more than the precision explains.""",
     )
     parser.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN (default 3/384)")
     parser.add_argument("--teacher", type=shape, default=Shape(12, 768), help="LAYERS/HIDDEN (default 12/768)")
     parser.add_argument("--max_seq_length", type=int, default=256, help="tokens (default 256)")
     parser.add_argument("--pairs", type=int, default=400, help="of each kind; a tenth for the teacher (default 400)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each; the fastest counts (default 2)")
-    parser.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,fp16)")
+    parser.add_argument(
+        "--scored",
+        type=int,
+        default=0,
+        help="full-length pairs to score without tokenization, too; a tenth for the teacher (default 0)",
+    )
+    parser.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,bf16,fp16)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--one_process", action="store_true", help="run all in this process, as on a GPU")
+    parser.add_argument("--results_file", type=Path, help="also write the results, as JSON")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # reference or crossencoder, file, precision
     return parser.parse(check_args)
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Raises InputError for flags that cannot work, and splits --precisions."""
-    for name, least in (("pairs", 10), ("rounds", 1), ("max_seq_length", 50)):
+    for name, least in (("pairs", 10), ("rounds", 1), ("scored", 0), ("max_seq_length", 50)):
         if getattr(args, name) < least:
             raise InputError(f"--{name}: needs to be {least} or more")
+    if 0 < args.scored < 10:
+        raise InputError("--scored: needs to be 0, or 10 or more")
     if args.precisions is not None:
         args.precisions = args.precisions.split(",")
         if not {"fp32"} <= set(args.precisions) <= set(TOLERANCES):
@@ -69,38 +82,51 @@ import safetensors.torch
 import torch
 
 from benchmarks import reference
-from benchmarks.child import last_json, reranking_seconds, run, tokenizing_seconds
-from benchmarks.machine import describe_torch_machine
-from benchmarks.synthetic import HEADS, make_model, make_pairs
+from benchmarks.child import Finished, last_json, reranking_seconds, run, run_in_process, tokenizing_seconds
+from benchmarks.machine import Row, describe_torch_machine, write_results
+from benchmarks.synthetic import HEADS, make_features, make_model, make_pairs
 from formats.features import Features
 from formats.pairs import read_pairs
 from formats.scores import read_scores
+from modeling.scoring import pairs_at_a_time
 from runtime.device import choose_device, dtype_of
 from runtime.script import run_script
 
 REFERENCE_BATCH = 100
+ALONE = "scoring alone"
 WORDS = {"full": (260, 260), "mixed": (15, 150)}  # of a passage; a third of the words have two tokens
 
 
 @torch.inference_mode()
-def score_by_reference(args: argparse.Namespace, features_file: Path) -> None:
-    """In a child: prints scores and seconds of the reference implementation, without tokenization."""
-    device = choose_device(args.device)
+def score_by_reference(args: argparse.Namespace, features_file: Path, precision: str) -> None:
+    """In a child: prints scores and seconds of the reference implementation, without tokenization.
+
+    It runs under autocast if not in fp32.
+    """
+    device = torch.device(args.device)
     loaded = safetensors.torch.load_file(features_file.with_name("student") / "model.safetensors")
     weights = {name: tensor.to(device) for name, tensor in loaded.items()}
     features = Features(features_file)
+
+    def score(first: int) -> list[float]:
+        arrays = features.batch(range(first, min(first + REFERENCE_BATCH, len(features))), args.max_seq_length)
+        batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        with torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32"):
+            logits = reference.bert(weights, HEADS, batch)[0]
+        return torch.softmax(logits.float(), dim=-1)[:, 1].tolist()  # waits for the device
+
+    if device.type == "cuda":
+        score(0)  # libraries load their kernels
     scores: list[float] = []
     start = time.monotonic()
     for first in range(0, len(features), REFERENCE_BATCH):
-        arrays = features.batch(range(first, min(first + REFERENCE_BATCH, len(features))), args.max_seq_length)
-        batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        logits = reference.bert(weights, HEADS, batch)[0]
-        scores += torch.softmax(logits, dim=-1)[:, 1].tolist()
+        scores += score(first)
     print(json.dumps({"scores": scores, "seconds": time.monotonic() - start}))
 
 
 def score_by_crossencoder(args: argparse.Namespace, pairs_file: Path, precision: str) -> None:
-    """In a child: prints the seconds of CrossEncoder.predict, as its users call it."""
+    """In a child: prints the seconds of CrossEncoder.predict: as its users call it, or on a GPU the faster of this and
+    batches of rerank.py's size."""
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(
@@ -110,10 +136,13 @@ def score_by_crossencoder(args: argparse.Namespace, pairs_file: Path, precision:
         model_kwargs={"torch_dtype": dtype_of(precision)},
     )
     pairs = [(pair.query, pair.passage) for pair in read_pairs(pairs_file, labelled=False)]
-    model.predict(pairs[:32], show_progress_bar=False)
-    start = time.monotonic()
-    model.predict(pairs, show_progress_bar=False)
-    print(json.dumps({"seconds": time.monotonic() - start}))
+    seconds = []
+    for batch_size in (32,) if args.device == "cpu" else (32, pairs_at_a_time(torch.device(args.device))):
+        model.predict(pairs[:batch_size], batch_size=batch_size, show_progress_bar=False)
+        start = time.monotonic()
+        model.predict(pairs, batch_size=batch_size, show_progress_bar=False)  # its result is on the CPU
+        seconds.append(time.monotonic() - start)
+    print(json.dumps({"seconds": min(seconds)}))
 
 
 def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
@@ -121,7 +150,7 @@ def tokenize(args: argparse.Namespace, pairs_file: Path) -> tuple[Path, float]:
     features_file = pairs_file.with_suffix(".features")
     flags = ["--set_name", "test", "--raw_data_file", pairs_file, "--output_features_file", features_file]
     flags += ["--bert_model_dir", pairs_file.with_name("student"), "--max_seq_length", args.max_seq_length]
-    printed, _ = run(["tokenize_to_features.py", *flags, "--overwrite"])
+    printed, _ = run_side(args, ["tokenize_to_features.py", *flags, "--overwrite"])
     return features_file, tokenizing_seconds(printed)
 
 
@@ -130,20 +159,48 @@ def rerank(args: argparse.Namespace, model: str, features_file: Path, precision:
     output = features_file.with_suffix(".scores")
     flags = ["--model_dir", features_file.with_name(model), "--features_file", features_file, "--overwrite"]
     flags += ["--output_scores_file", output, "--precision", precision, "--device", args.device]
-    run(["rerank.py", *flags])
+    run_side(args, ["rerank.py", *flags])
     return np.array([row.score for row in read_scores(output)]), reranking_seconds(output)
+
+
+def run_side(args: argparse.Namespace, command: list) -> Finished:
+    """Runs one side in a process of its own; on a GPU, or with --one_process, in this one."""
+    return run_in_process(command) if args.one_process or args.device != "cpu" else run(command)
+
+
+def rows_of(args: argparse.Namespace, precision: str, kind: str, speeds: dict[str, float]) -> list[Row]:
+    """The speed of rerank.py in a precision on a kind of pairs. `speeds` in pairs/s by name."""
+    what = f"rerank.py {precision}, {kind}"
+    is_alone = kind == ALONE  # as the reference implementation, whose time has no tokenization
+    has_goal = is_alone and args.device != "cpu" and precision != "fp32"
+    rows = []
+    if is_alone:
+        goal = PAIRS_GOAL if has_goal and (args.student, args.max_seq_length) == (Shape(3, 384), 256) else None
+        rows.append(Row(what, speeds[what], "pairs/s", goal))
+    for other, unit in (("fp32", "x reference fp32"), ("fp16", "x reference under autocast")):
+        if speed := speeds.get(f"reference {other}, {'full' if is_alone else kind}"):
+            rows.append(Row(what, speeds[what] / speed, unit, SPEED_GOALS[other] if has_goal else None))
+    if speed := speeds.get(f"CrossEncoder {precision}, {kind}"):
+        rows.append(Row(what, speeds[what] / speed, f"x CrossEncoder {precision}"))
+    if speed := speeds.get(f"teacher {precision}, {kind}"):
+        rows.append(Row(what, speeds[what] / speed, f"x teacher {args.teacher}"))
+    return rows
 
 
 def main(args: argparse.Namespace) -> None:
     args.device = str(choose_device(args.device))
-    precisions = args.precisions or (["fp32", "bf16", "int8"] if args.device == "cpu" else ["fp32", "fp16"])
+    on_gpu = args.device != "cpu"
+    precisions = args.precisions or (["fp32", "bf16", "fp16"] if on_gpu else ["fp32", "bf16", "int8"])
+    references = ("fp32", "fp16") if on_gpu else ("fp32",)
     if args.child:
         side, file, precision = args.child
         if side == "reference":
-            score_by_reference(args, Path(file))
+            score_by_reference(args, Path(file), precision)
         else:
             score_by_crossencoder(args, Path(file), precision)
         return
+    if on_gpu:
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     print(describe_torch_machine())
     own = [__file__, *sys.argv[1:], "--child"]
     has_crossencoder = importlib.util.find_spec("sentence_transformers") is not None
@@ -168,33 +225,45 @@ def main(args: argparse.Namespace) -> None:
             if kind == "full":
                 files["few"].write_text("".join(lines[: args.pairs // 10]), "utf-8")
         few, _ = tokenize(args, files["few"])
+        scored = {}  # the features and their number
+        for model, number in (("student", args.scored), ("teacher", args.scored // 10)) if args.scored else ():
+            path = make_features(directory / f"{model}.scored", "test", number, args.max_seq_length, is_full=True)
+            scored[model] = path, number
+        for model in ("student", "teacher") if on_gpu else ():
+            for precision in precisions:
+                rerank(args, model, few, precision)  # not timed: libraries load their kernels
         for _ in range(args.rounds):
             for kind in WORDS:
                 features_file, tokenizing = tokenize(args, files[kind])
-                expected = last_json(run([*own, "reference", features_file, "fp32"]).printed)
-                note(f"reference fp32, {kind}", args.pairs, expected["seconds"])
+                scores_of = {}
+                for precision in references:
+                    said = last_json(run_side(args, [*own, "reference", features_file, precision]).printed)
+                    scores_of[precision] = said["scores"]
+                    note(f"reference {precision}, {kind}", args.pairs, said["seconds"])
                 for precision in precisions:
                     scores, seconds = rerank(args, "student", features_file, precision)
-                    worst[precision] = max(worst[precision], float(np.abs(scores - expected["scores"]).max()))
+                    worst[precision] = max(worst[precision], float(np.abs(scores - scores_of["fp32"]).max()))
                     note(f"rerank.py {precision}, {kind}", args.pairs, tokenizing + seconds)
                     if has_crossencoder and precision != "int8":
-                        said = last_json(run([*own, "crossencoder", files[kind], precision]).printed)
+                        said = last_json(run_side(args, [*own, "crossencoder", files[kind], precision]).printed)
                         note(f"CrossEncoder {precision}, {kind}", args.pairs, said["seconds"])
             for precision in precisions:
-                note(f"teacher {precision}", args.pairs // 10, rerank(args, "teacher", few, precision)[1])
+                note(f"teacher {precision}, full", args.pairs // 10, rerank(args, "teacher", few, precision)[1])
+                for model, (path, number) in scored.items():
+                    name = f"{'rerank.py' if model == 'student' else 'teacher'} {precision}, {ALONE}"
+                    note(name, number, rerank(args, model, path, precision)[1])
 
+    rows: list[Row] = []
     for precision in precisions:
         print(f"{precision}: scores differ from the reference by {worst[precision]:.1e} at most")
-        for kind in WORDS:
-            speed = speeds[f"rerank.py {precision}, {kind}"]
-            ratios = [f"{speed / speeds[f'reference fp32, {kind}']:.2f} x reference fp32"]
-            crossencoder = speeds.get(f"CrossEncoder {precision}, {kind}")
-            if crossencoder:
-                ratios.append(f"{speed / crossencoder:.2f} x CrossEncoder {precision}")
-            if kind == "full":
-                ratios.append(f"{speed / speeds[f'teacher {precision}']:.1f} x teacher {args.teacher}")
-            print(f"rerank.py {precision}, {kind}: {', '.join(ratios)}")
-    sys.exit(0 if all(worst[precision] <= TOLERANCES[precision] for precision in precisions) else 1)
+        for kind in (*WORDS, ALONE) if args.scored else WORDS:
+            own_rows = rows_of(args, precision, kind, speeds)
+            print(f"rerank.py {precision}, {kind}: {', '.join(f'{row.value:.2f} {row.unit}' for row in own_rows)}")
+            rows += own_rows
+    is_same = all(worst[precision] <= TOLERANCES[precision] for precision in precisions)
+    if args.results_file is not None:
+        write_results(args.results_file, args.device, is_same, rows, differences=worst, pairs_per_second=speeds)
+    sys.exit(0 if is_same else 1)
 
 
 if __name__ == "__main__":

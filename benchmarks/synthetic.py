@@ -57,13 +57,17 @@ def make_model(directory: Path, shape: Shape, seed: int, dropout: float = 0.0, f
     return directory
 
 
-def make_features(path: Path, set_name: str, count: int, max_seq_length: int) -> Path:
-    """Writes examples of random tokens. Their lengths are from a quarter of `max_seq_length` to all of it."""
+def make_features(path: Path, set_name: str, count: int, max_seq_length: int, is_full: bool = False) -> Path:
+    """Writes examples of random tokens. Their lengths are from a quarter of `max_seq_length` to all of it.
+
+    `is_full`: all have `max_seq_length` tokens.
+    """
     rng = np.random.default_rng(1)
+    shortest = max_seq_length if is_full else max_seq_length // 4
 
     def examples() -> Iterator[Example]:
         for i in range(count):
-            ids = rng.integers(len(SPECIAL), len(TOKENS), rng.integers(max_seq_length // 4, max_seq_length + 1))
+            ids = rng.integers(len(SPECIAL), len(TOKENS), rng.integers(shortest, max_seq_length + 1))
             ids[[0, 9, -1]] = TOKENS.index("[CLS]"), TOKENS.index("[SEP]"), TOKENS.index("[SEP]")
             yield Example(f"q{i}#D{i}_0", ids.tolist(), 10, i % 2 if set_name == "train" else -1)
 

@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Mapping
-
-import pytrec_eval
+from types import ModuleType
 
 from formats.trec import rank_documents
+from runtime.errors import InputError
 
 Qrels = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]
@@ -113,7 +113,8 @@ def measure_per_query(name: str, qrels: Qrels, run: Run) -> dict[str, float]:
     grades_of = {
         query_id: qrels[query_id] if highest_of[query_id] >= 0 else {**qrels[query_id], "": 0} for query_id in judged
     }
-    found = pytrec_eval.RelevanceEvaluator(grades_of, {base}).evaluate({query_id: run[query_id] for query_id in judged})
+    evaluator = _pytrec_eval().RelevanceEvaluator(grades_of, {base})
+    found = evaluator.evaluate({query_id: run[query_id] for query_id in judged})
     return {query_id: next(iter(found[query_id].values())) for query_id in judged}
 
 
@@ -161,15 +162,27 @@ def trec_eval_name(name: str) -> str:
         base, parameter = match.groups()
     else:
         base = _NAMES.get(name.upper(), name)
-    if base in pytrec_eval.supported_measures and base not in _NOT_NUMBERS:
+    supported = _pytrec_eval().supported_measures
+    if base in supported and base not in _NOT_NUMBERS:
         if re.fullmatch(_PARAMETER.get(base, ""), parameter):
             return f"{base}.{parameter}" if parameter else base
         if not parameter:
             example = "0.1" if "." in _PARAMETER[base] else "10"
             raise ValueError(f"'{name}' needs a number, as in {base}.{example}")
-    others = sorted(pytrec_eval.supported_measures - _PARAMETER.keys() - _NOT_NUMBERS)
+    others = sorted(supported - _PARAMETER.keys() - _NOT_NUMBERS)
     raise ValueError(
         f"'{name}' is not a known measure. Known are MRR, MAP, NDCG; with a number for k, MRR@k, Judged@k, NDCG@k, "
         f"MAP@k, P@k, Recall@k, R@k, Success@k, relative_P.k; AP and RR for MAP and MRR; iprec_at_recall.0.1, "
         f"Rprec_mult.0.2 and the like; {', '.join(others)}"
     )
+
+
+def _pytrec_eval() -> ModuleType:
+    """Returns the module. Training, re-ranking and MRR need none. Raises InputError if it is not installed."""
+    try:
+        import pytrec_eval
+    except ImportError:
+        raise InputError(
+            "pytrec_eval is not installed; pip install pytrec-eval-terrier, or use MRR, MRR@k or Judged@k"
+        ) from None
+    return pytrec_eval

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import pytest
 import pytrec_eval
@@ -20,6 +21,7 @@ from evaluation.measures import (
     summarize,
     trec_eval_name,
 )
+from runtime.errors import InputError
 
 QRELS = {"a": {"D1": 2, "D2": 0, "D3": 1}, "b": {"D1": 1}, "c": {"D1": 0, "D9": 0}, "e": {"D1": 1}}
 # a: D4 (not judged), D1, D2, D3; b: no relevant document in the run; c: no relevant document at all; d: not judged.
@@ -238,3 +240,10 @@ def test_whether_a_run_retrieves_a_relevant_document() -> None:
     assert retrieves_relevant(QRELS, RUN)
     assert not retrieves_relevant(QRELS, {name: RUN[name] for name in "bcd"})
     assert not retrieves_relevant({"a": {"D1": -1, "D2": 0}}, RUN)
+
+
+def test_without_pytrec_eval_mrr_is_measured_and_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytrec_eval", None)
+    assert mean_measure("MRR@10", {"q": {"D1": 1}}, {"q": {"D2": 2.0, "D1": 1.0}}) == 0.5
+    with pytest.raises(InputError, match="pytrec_eval is not installed"):
+        canonical_name("NDCG@10")
