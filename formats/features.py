@@ -33,7 +33,7 @@ from formats.feature_layout import (
     pad_examples,
 )
 from formats.feature_reading import open_features, read_blocks, read_blocks_from, read_header, read_header_from, shown
-from formats.pairs import split_example_id
+from formats.pairs import split_example_ids
 from runtime.errors import InputError, naming_errors
 
 __all__ = [
@@ -227,11 +227,10 @@ def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
         raise InputError(f"{flag}: {path} is plain text without queries; tokenize pairs with --set_name test")
     of_blocks = [np.empty(0, np.int64)]  # the hashes of the ids: 8 bytes for each example
     for number, block in enumerate(read_blocks(path)):
-        for i, example_id in enumerate(block.example_ids):
-            try:
-                split_example_id(example_id)
-            except ValueError as error:
-                raise InputError(f"{path} block {number} example {i}: {error}; tokenize with --set_name test") from None
+        try:
+            split_example_ids(block.example_ids)
+        except ValueError as error:
+            raise InputError(f"{path} block {number} {error}; tokenize with --set_name test") from None
         of_blocks.append(np.fromiter(map(hash, block.example_ids), np.int64, len(block.example_ids)))
     hashes = np.sort(np.concatenate(of_blocks))
     if not len(hashes):
