@@ -131,5 +131,5 @@ def test_many_example_ids_are_split_as_one_is() -> None:
     assert split_example_ids(good) == [expected[example_id] for example_id in good]
     assert split_example_ids([]) == []
     for example_id in set(ids) - set(good):
-        with pytest.raises(ValueError, match="^example 1: example id "):
+        with pytest.raises(ValueError, match=r"^example 1: example id "):
             split_example_ids(["q#d", example_id, "q#e"])
