@@ -23,7 +23,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable
@@ -52,21 +51,21 @@ from runtime.distributed import (
     rank_zero_only,
     world_size,
 )
-from runtime.errors import InputError
 from runtime.hub import model_directory
 from runtime.progress import ProgressBar
 from runtime.script import buffered_log, lock_directory, log_to, run_script
 from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
-from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
+from training.inputs import Models, check_teacher, load_batch, load_features, load_models, steps_from
 from training.model_card import training_facts
-from training.optimizer import BertAdam, GradientError, decay_groups
+from training.optimizer import BertAdam, decay_groups
 from training.output_dir import LOG_FILE, check_earlier_run, check_inputs_stay, discard_run
 from training.precision import Precision
 from training.run_directory import RunDirectory, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
+from training.unread_steps import UnreadSteps
 
 logger = logging.getLogger("distill")
 
@@ -173,6 +172,8 @@ def train(
 
     training = Training(trained, optimizer, precision.scaler)
     progress = run.restore(training, device)
+    unread = UnreadSteps(features, device, skips=precision.name == "fp16")
+    read_after = args.train_loss_step, args.save_model_step, args.eval_model_step
     clock = Clock(progress.global_step)
     steps = steps_from(progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts)
     bar = ProgressBar(total=num_steps, initial=progress.global_step, desc="distilling", unit=" steps")
@@ -182,24 +183,21 @@ def train(
             learning_rate = optimizer.learning_rate()
             totals = torch.zeros(len(LOSSES) + 1, device=device)  # the losses, and the number of signals
             for part in own_parts:
-                batch = to_device(features.batch(part, pad_to), device)
+                batch = load_batch(features, part, pad_to, device)
                 with precision.autocast():
                     losses = distillation_losses(args, models, batch, precision)
                 precision.backward(losses["loss"] / num_parts, is_last=part is own_parts[-1])
                 totals[:-1] += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
             all_reduce_gradients(trained.parameters())  # still scaled, so that all processes see the same overflow
             totals[-1] = len(signals)
-            *means, must_stop = all_reduce(totals).tolist()
-            not_finite = [name for name, mean in zip(LOSSES, means, strict=True) if not math.isfinite(mean)]
-            try:
-                is_applied = precision.step(optimizer, not_finite)
-            except GradientError as error:
-                raise not_finite_error(step, error, features.example_ids(examples)) from None
-            progress.add(step, means, is_applied)
+            all_reduce(totals)
+            is_last = step == num_steps
+            must_read = unread.add(step, examples, totals, precision.step(optimizer, totals[:-1]))
+            must_read |= is_last or any(n and step % n == 0 for n in read_after)
+            must_stop = must_read and unread.read(progress)
             bar.update()
             clock.end_step()
 
-            is_last = step == num_steps
             if dev is not None and (is_last or step % args.eval_model_step == 0):
                 with precision.without_casts():
                     value = dev_measure(dev, models.student, precision.name, features.header.max_seq_length)
@@ -219,6 +217,7 @@ def train(
             if is_last:
                 break
             if must_stop or (args.save_model_step and step % args.save_model_step == 0):
+                unread.read(progress)
                 run.save(training, progress, device)
             if must_stop:
                 all_reduce(torch.zeros(1, device=device))  # no process ends before rank 0 has saved
@@ -227,15 +226,6 @@ def train(
     if skipped := progress.global_step - optimizer.param_groups[0]["step"]:
         logger.warning("%d of %d steps skipped, because float16 overflowed in them", skipped, progress.global_step)
     return progress
-
-
-def not_finite_error(step: int, error: GradientError, example_ids: list[str]) -> InputError:
-    message = (
-        f"step {step}: {error}, so the run stops before this step; lower --learning_rate, or look at the teacher and "
-        f"the examples {', '.join(example_ids)}"
-    )
-    logger.error("%s", message)  # the whole message; stderr shows a shortened one
-    return InputError(message)
 
 
 def distil(args: argparse.Namespace, device: torch.device, precision: Precision, later: Iterable[Path]) -> None:

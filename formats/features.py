@@ -174,6 +174,16 @@ class Features:
 
         Returns `input_ids`, `attention_mask`, `token_type_ids`: (batch, T) int64; `labels`: (batch,) int64.
 
+        Raises InputError as `read` does.
+        """
+        return pad_examples(*self.read(indices), pad_to)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The examples `indices` without padding.
+
+        Returns the token ids of all, one example after another, (tokens,) unsigned; and for each example its length,
+        int64, the length of its first segment, unsigned, and its label, int8: (batch,).
+
         Raises InputError where the file was cut short after it was opened.
         """
         indices = np.asarray(indices)
@@ -184,13 +194,8 @@ class Features:
             tokens = b"".join([os.pread(self._file.fileno(), size, start) for size, start in places])
         if len(tokens) != sizes.sum():
             raise InputError(f"{self.path} was cut short while it was read; write it again")
-        return pad_examples(
-            np.frombuffer(tokens, self._dtype),
-            lengths,
-            self.first_segment_lengths[indices],
-            self.labels[indices],
-            pad_to,
-        )
+        ids = np.frombuffer(tokens, self._dtype)
+        return ids, lengths, self.first_segment_lengths[indices], self.labels[indices]
 
 
 def features_sha256(path: str | Path) -> str:

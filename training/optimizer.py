@@ -47,6 +47,7 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"lr {lr}, total_steps {total_steps}, warmup {warmup}: needs lr >= 0, 1 or more, [0, 1)")
         settings = {"lr": lr, "total_steps": total_steps, "warmup": warmup, "weight_decay": weight_decay}
         super().__init__(params, settings | {"betas": betas, "eps": eps, "max_grad_norm": max_grad_norm, "step": 0})
+        self.failed: torch.Tensor | None = None
 
     def learning_rate(self) -> float:
         """Returns the learning rate of the next step."""
@@ -57,12 +58,17 @@ class BertAdam(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """Makes one optimization step for all parameters that have a gradient. Clips the gradients in place.
 
-        Raises GradientError, before anything changes, if the norm of a gradient is not finite.
+        Raises GradientError, before anything changes, if the norm of a gradient is not finite. To find that, the CPU
+        waits for a GPU. It does not wait if `failed` is set, a float32 number on the device of the parameters: then
+        such a norm sets it to 1 instead, and while it is 1 no step changes parameters, m or v.
         """
         grads_of = [[p.grad for p in group["params"] if p.grad is not None] for group in self.param_groups]
         norms_of = [torch._foreach_norm(grads) if grads else () for grads in grads_of]
         norms = [norm for norms in norms_of for norm in norms]
-        if norms and not torch.stack(norms).isfinite().all():
+        not_finite = ~torch.stack(norms).isfinite().all() if norms else torch.tensor(False)
+        if self.failed is not None:
+            self.failed = torch.maximum(self.failed, not_finite)
+        elif not_finite:
             raise GradientError("the norm of a gradient is not finite")
         for group, grads, norms in zip(self.param_groups, grads_of, norms_of, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
@@ -81,7 +87,7 @@ class BertAdam(torch.optim.Optimizer):
                 [self.state[p]["m"] for p in params],
                 [self.state[p]["v"] for p in params],
                 [],
-                [torch.tensor(_NO_BIAS, device=params[0].device)] * len(params),
+                [torch.full((), _NO_BIAS, device=params[0].device)] * len(params),
                 lr=rate,
                 beta1=beta1,
                 beta2=beta2,
@@ -89,6 +95,7 @@ class BertAdam(torch.optim.Optimizer):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
+                found_inf=self.failed,
             )
 
 
