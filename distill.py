@@ -34,7 +34,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from formats.checksums import file_sha256
 from formats.features import Features, features_sha256, read_header
 from modeling.frozen import FrozenRanker
-from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss
+from modeling.losses import attention_bound, attention_loss, hard_label_loss, hidden_states_loss, soft_label_loss
 from modeling.model_files import fingerprint
 from runtime.device import be_deterministic, choose_device, choose_precision, keep_freed_memory, out_of_memory_explained
 from runtime.distributed import (
@@ -109,15 +109,11 @@ def distillation_losses(
         queries_keys_of=layers[1:] if queries_keys else (),
     )
 
-    terms = {}
     if args.att_weight:
+        attentions = [student.queries_keys[m] for m in layers[1:]], [teacher.queries_keys[n] for n in teacher_of[1:]]
         with precision.without_casts():
-            terms["att"] = attention_loss(
-                [student.queries_keys[m] for m in layers[1:]],
-                [teacher.queries_keys[n] for n in teacher_of[1:]],
-                mask,
-                args.ignore_padding,
-            )
+            bound = attention_bound(*attentions, mask)  # read when the GPU has the other losses to compute
+    terms = {}
     if args.rep_weight:
         terms["rep"] = hidden_states_loss(
             [student.hidden_states[m] for m in layers],
@@ -129,6 +125,9 @@ def distillation_losses(
         terms["soft"] = soft_label_loss(student.logits, teacher.logits, args.temperature)
     if args.hard_weight:
         terms["hard"] = hard_label_loss(student.logits, batch["labels"])
+    if args.att_weight:
+        with precision.without_casts():
+            terms["att"] = attention_loss(*attentions, mask, args.ignore_padding, bound)
 
     zero = torch.zeros((), device=mask.device)
     weighted = {name: getattr(args, f"{name}_weight") * loss for name, loss in terms.items()}

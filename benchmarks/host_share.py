@@ -20,14 +20,14 @@ from runtime.flags import Parser
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         description="""Runs rerank.py and distill.py with null models, which compute nothing. What remains is the work
-that the CPU has in a GPU run besides calling the model: reading, batches, copies, the optimizer's calls, losses, scores.
+of the CPU in a GPU run besides calling the model: reading, batches, copies, the optimizer's calls, losses, scores.
 Prints microseconds a pair and milliseconds a step: the fastest of several rounds.
 
   python benchmarks/host_share.py
 
-Without a GPU, the batches are not padded, because a GPU pads them itself. One thread of torch is used, and the time
-is that of the processor, so that other programs count little. With a GPU, a second line has the wall time with the real
-copies and padding.""",
+The first line is without a GPU. Batches then have one token, because a GPU does the padding itself; the calls are the
+same. The time is CPU time of one thread, so other programs count little. If there is a GPU, a second line has the wall
+time with it, with the real copies and padding.""",
     )
     parser.add_argument("--pairs", type=int, default=100_000, help="of 64 to 256 tokens (default 100000)")
     parser.add_argument("--steps", type=int, default=300, help="of 64 examples (default 300)")
@@ -57,12 +57,15 @@ import torch
 import distill
 import modeling.scoring
 import rerank
+import training.inputs
+from benchmarks import synthetic
 from benchmarks.child import reranking_seconds, training_losses_and_speed
 from benchmarks.machine import describe_torch_machine
 from benchmarks.synthetic import Shape, make_features, make_model
 from modeling.bert import RankerOutput
+from modeling.padding import pad
 from runtime.script import run_script
-from training import flags
+from training.flags import parse_args as parse_distill_args
 
 GPU_PAIRS = 512  # pairs of full length in a batch, as on a GPU
 BATCH = 64
@@ -78,37 +81,35 @@ class NullRanker:
         return RankerOutput(torch.zeros(len(input_ids), 2, device=self.device), {}, {})
 
 
-class _NullLoss(torch.autograd.Function):
-    """A loss of 0, whose gradients are 0."""
+class NullLosses:
+    """In place of `distillation_losses`. The losses are 0, and all parameters have gradients of 0."""
 
-    @staticmethod
-    def forward(ctx, *parameters):
-        ctx.save_for_backward(*parameters)
-        return torch.zeros((), device=parameters[0].device)
+    def __init__(self) -> None:
+        self._models, self._grads = None, []
 
-    @staticmethod
-    def backward(ctx, grad):
-        return tuple(torch._foreach_mul(ctx.saved_tensors, 0.0))
-
-
-def null_losses(args: argparse.Namespace, models: distill.Models, *_: object) -> dict[str, torch.Tensor]:
-    """In place of `distillation_losses`. All parameters get a gradient."""
-    loss = _NullLoss.apply(*models.trained().parameters())
-    return dict.fromkeys(distill.LOSSES, loss)
+    def __call__(self, args: argparse.Namespace, models: distill.Models, *_: object) -> dict[str, torch.Tensor]:
+        if self._models is not models:
+            self._models = models
+            self._grads = [(parameter, torch.zeros_like(parameter)) for parameter in models.trained().parameters()]
+            self._loss = torch.zeros((), device=self._grads[0][0].device, requires_grad=True)
+        for parameter, grad in self._grads:
+            parameter.grad = grad
+        return dict.fromkeys(distill.LOSSES, self._loss)
 
 
-def not_padded(tokens: torch.Tensor, starts: torch.Tensor, *_: object) -> dict[str, torch.Tensor]:
-    """In place of `pad`, which is the work of the GPU."""
-    return {"input_ids": torch.zeros(len(starts), 1)}
+def pad_to_one(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """In place of `pad`: the same calls, without the work of the GPU."""
+    return pad(*tensors[:-1], 1)
 
 
 @contextlib.contextmanager
 def null_models(device: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(rerank, "FrozenRanker", NullRanker))
-        stack.enter_context(mock.patch.object(distill, "distillation_losses", null_losses))
+        stack.enter_context(mock.patch.object(distill, "distillation_losses", NullLosses()))
         if device == "cpu":
-            stack.enter_context(mock.patch.object(modeling.scoring, "pad", not_padded))
+            for module in (modeling.scoring, training.inputs):
+                stack.enter_context(mock.patch.object(module, "pad", pad_to_one))
             stack.enter_context(mock.patch.object(time, "monotonic", time.process_time))
         yield
 
@@ -136,7 +137,7 @@ def milliseconds_a_step(directory: Path, device: str, steps: int) -> float:
     inputs = ["--features_file", directory / "train.features", "--general_student_model", directory / "student"]
     more = ["--teacher_model", directory / "teacher", "--no_teacher_check", "--output_student_dir", output]
     more += ["--overwrite", "--device", device, "--train_batch_size", BATCH, "--train_loss_step", steps // 2]
-    run(distill.main, lambda: flags.parse_args(distill.METHODS), *inputs, *more)
+    run(distill.main, lambda: parse_distill_args(distill.METHODS), *inputs, *more)
     _, speed = training_losses_and_speed(output)
     return BATCH / speed * 1e3
 
@@ -144,10 +145,12 @@ def milliseconds_a_step(directory: Path, device: str, steps: int) -> float:
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print(describe_torch_machine())
-    with tempfile.TemporaryDirectory() as temporary:
+    # small tensors, but as many of them as in 3/384
+    small_vocabulary = mock.patch.object(synthetic, "TOKENS", synthetic.TOKENS[:99])
+    with tempfile.TemporaryDirectory() as temporary, small_vocabulary:
         directory = Path(temporary)
-        for name, layers in (("student", 3), ("teacher", 3)):  # small tensors, but as many of them as in 3/384
-            make_model(directory / name, Shape(layers, 12), seed=layers)
+        for name in ("student", "teacher"):
+            make_model(directory / name, Shape(3, 12), seed=1)
         make_features(directory / "test.features", "test", args.pairs, 256)
         make_features(directory / "train.features", "train", args.steps * BATCH // 2, 256)  # distill.py: two epochs
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

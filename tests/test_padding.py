@@ -1,16 +1,25 @@
 """Padded batches that the model's device builds, against those of formats.features; their scores on a GPU."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tiny import TOKENS, write_tiny_features
 
-from formats.features import FeatureBlock, pad_batch
+from formats.features import FeatureBlock, Features, pad_batch
 from modeling.bert import BertConfig, BertRanker
 from modeling.frozen import FrozenRanker
+from modeling.losses import hard_label_loss
 from modeling.padding import pad, to_device
 from modeling.scoring import batches, relevance_scores
 from runtime.device import copy_to_cpu
 from runtime.progress import ProgressBar
+from training.inputs import load_batch
+from training.optimizer import BertAdam
+from training.precision import Precision
 
 
 def random_block(seed: int, count: int, dtype: str, vocab_size: int, longest: int = 40) -> FeatureBlock:
@@ -107,6 +116,42 @@ def test_a_gpu_gives_the_scores_of_a_cpu(longest: int) -> None:
     expected = scores_of("cpu", block, 400)
     for batch_tokens in (400, 100_000):
         np.testing.assert_allclose(scores_of("cuda", block, batch_tokens), expected, rtol=1e-3)
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[Callable[[], None]]:
+    """Returns a function after which torch raises an error if the CPU waits for a GPU."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_scoring_does_not_wait_for_a_gpu(waiting_is_an_error: Callable[[], None]) -> None:
+    block = random_block(2, 300, "<u2", 97)
+    model = FrozenRanker(BertRanker(CONFIG).to("cuda"))
+    waiting_is_an_error()
+    with ProgressBar(total=300) as bar:
+        arrays = block.input_ids, block.offsets, block.first_segment_lengths
+        scores, _ = relevance_scores(model, *arrays, 1000, bar)
+    assert np.isfinite(scores()).all()
+
+
+@pytest.mark.gpu
+def test_a_training_step_does_not_wait_for_a_gpu(tmp_path: Path, waiting_is_an_error: Callable[[], None]) -> None:
+    device = torch.device("cuda")
+    features = Features(write_tiny_features(tmp_path / "features", count=9))
+    student = BertRanker(replace(CONFIG, vocab_size=len(TOKENS))).to(device).train()
+    optimizer, precision = BertAdam(student.parameters(), lr=0.1, total_steps=9), Precision("fp32", device)
+    precision.initialize(torch.nn.ModuleDict(), optimizer)
+    waiting_is_an_error()
+    for _ in range(2):
+        batch = load_batch(features, np.arange(9), None, device)
+        labels = batch.pop("labels")
+        loss = hard_label_loss(student(**batch).logits, labels)
+        precision.backward(loss, is_last=True)
+        skipped = precision.step(optimizer, loss.detach()[None])
+    torch.cuda.set_sync_debug_mode("default")
+    assert skipped.item() == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -1,7 +1,7 @@
 """BertAdam: the optimizer that BERT was fine-tuned with, and its learning rate schedule."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -63,13 +63,14 @@ class BertAdam(torch.optim.Optimizer):
         such a norm sets it to 1 instead, and while it is 1 no step changes parameters, m or v.
         """
         grads_of = [[p.grad for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        norms_of = [torch._foreach_norm(grads) if grads else () for grads in grads_of]
-        norms = [norm for norms in norms_of for norm in norms]
-        not_finite = ~torch.stack(norms).isfinite().all() if norms else torch.tensor(False)
+        all_grads = [grad for grads in grads_of for grad in grads]
+        all_norms = torch.stack(torch._foreach_norm(all_grads)) if all_grads else torch.zeros(0)
+        not_finite = ~all_norms.isfinite().all()
         if self.failed is not None:
             self.failed = torch.maximum(self.failed, not_finite)
         elif not_finite:
             raise GradientError("the norm of a gradient is not finite")
+        norms_of = all_norms.split([len(grads) for grads in grads_of])
         for group, grads, norms in zip(self.param_groups, grads_of, norms_of, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             rate = group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
@@ -99,14 +100,14 @@ class BertAdam(torch.optim.Optimizer):
             )
 
 
-def _clip_each(grads: list[torch.Tensor], norms: Sequence[torch.Tensor], max_norm: float) -> None:
-    """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one."""
+def _clip_each(grads: list[torch.Tensor], norms: torch.Tensor, max_norm: float) -> None:
+    """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one.
+
+    `norms`: those of the gradients, (n,).
+    """
     if not math.isfinite(max_norm):
         return
-    factors = torch._foreach_add(norms, 1e-6)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, max_norm)
-    torch._foreach_clamp_max_(factors, 1.0)
+    factors = (norms + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0)
     torch._foreach_mul_(grads, list(factors))
 
 
