@@ -24,7 +24,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable
@@ -36,8 +35,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from formats.checksums import file_sha256
 from formats.features import Features, features_sha256, read_header
 from modeling.frozen import FrozenRanker
-from modeling.losses import attention_loss, hard_label_loss, hidden_states_loss, margin_loss, soft_label_loss
+from modeling.losses import (
+    attention_bound,
+    attention_loss,
+    hard_label_loss,
+    hidden_states_loss,
+    margin_loss,
+    soft_label_loss,
+)
 from modeling.model_files import fingerprint
+from modeling.padding import to_device
 from runtime.device import be_deterministic, choose_device, choose_precision, keep_freed_memory, out_of_memory_explained
 from runtime.distributed import (
     all_gather,
@@ -53,15 +60,14 @@ from runtime.distributed import (
     rank_zero_only,
     world_size,
 )
-from runtime.errors import InputError
 from runtime.hub import model_directory
 from runtime.progress import ProgressBar
 from runtime.script import buffered_log, lock_directory, log_to, run_script
 from training.clock import Clock
 from training.dev import DevPairs, dev_measure, read_dev_pairs
-from training.inputs import Models, check_teacher, load_features, load_models, steps_from, to_device
+from training.inputs import Models, check_teacher, load_batch, load_features, load_models, steps_from
 from training.model_card import training_facts
-from training.optimizer import BertAdam, GradientError, decay_groups
+from training.optimizer import BertAdam, decay_groups
 from training.output_dir import LOG_FILE, check_earlier_run, check_inputs_stay, discard_run
 from training.precision import Precision
 from training.queries import Queries, read_queries
@@ -69,6 +75,7 @@ from training.run_directory import RunDirectory, import_tensorboard
 from training.signals import defer_signals
 from training.state import Progress, Training
 from training.terms import LOSSES, TERMS
+from training.unread_steps import UnreadSteps
 
 logger = logging.getLogger("distill")
 
@@ -113,15 +120,11 @@ def distillation_losses(
         queries_keys_of=layers[1:] if queries_keys else (),
     )
 
-    terms = {}
     if args.att_weight:
+        attentions = [student.queries_keys[m] for m in layers[1:]], [teacher.queries_keys[n] for n in teacher_of[1:]]
         with precision.without_casts():
-            terms["att"] = attention_loss(
-                [student.queries_keys[m] for m in layers[1:]],
-                [teacher.queries_keys[n] for n in teacher_of[1:]],
-                mask,
-                args.ignore_padding,
-            )
+            bound = attention_bound(*attentions, mask)  # read when the GPU has the other losses to compute
+    terms = {}
     if args.rep_weight:
         terms["rep"] = hidden_states_loss(
             [student.hidden_states[m] for m in layers],
@@ -137,6 +140,9 @@ def distillation_losses(
         terms["margin"] = margin_loss(
             student.logits, teacher.logits, batch["labels"], batch["queries"], batch["num_margins"]
         )
+    if args.att_weight:
+        with precision.without_casts():
+            terms["att"] = attention_loss(*attentions, mask, args.ignore_padding, bound)
 
     zero = torch.zeros((), device=mask.device)
     weighted = {name: getattr(args, f"{name}_weight") * loss for name, loss in terms.items()}
@@ -181,6 +187,8 @@ def train(
 
     training = Training(trained, optimizer, precision.scaler)
     progress = run.restore(training, device)
+    unread = UnreadSteps(features, device, skips=precision.name == "fp16")
+    read_after = args.train_loss_step, args.save_model_step, args.eval_model_step
     clock = Clock(progress.global_step)
     steps = steps_from(
         progress.global_step + 1, num_steps, args.seed, len(features), args.train_batch_size, num_parts, queries
@@ -192,25 +200,24 @@ def train(
             learning_rate = optimizer.learning_rate()
             totals = torch.zeros(len(LOSSES) + 1, device=device)  # the losses, and the number of signals
             for part in own_parts:
-                of_queries = queries.of_part(part, examples, num_parts) if queries else {}
-                batch = to_device(features.batch(part, pad_to) | of_queries, device)
+                batch = load_batch(features, part, pad_to, device)
+                if queries is not None:
+                    of_part = queries.of_part(part, examples, num_parts)
+                    batch |= {name: to_device(array, device) for name, array in of_part.items()}
                 with precision.autocast():
                     losses = distillation_losses(args, models, batch, precision)
                 precision.backward(losses["loss"] / num_parts, is_last=part is own_parts[-1])
                 totals[:-1] += torch.stack([losses[name].detach() for name in LOSSES]) / num_parts
             all_reduce_gradients(trained.parameters())  # still scaled, so that all processes see the same overflow
             totals[-1] = len(signals)
-            *means, must_stop = all_reduce(totals).tolist()
-            not_finite = [name for name, mean in zip(LOSSES, means, strict=True) if not math.isfinite(mean)]
-            try:
-                is_applied = precision.step(optimizer, not_finite)
-            except GradientError as error:
-                raise not_finite_error(step, error, features.example_ids(examples)) from None
-            progress.add(step, means, is_applied)
+            all_reduce(totals)
+            is_last = step == num_steps
+            must_read = unread.add(step, examples, totals, precision.step(optimizer, totals[:-1]))
+            must_read |= is_last or any(n and step % n == 0 for n in read_after)
+            must_stop = must_read and unread.read(progress)
             bar.update()
             clock.end_step()
 
-            is_last = step == num_steps
             if dev is not None and (is_last or step % args.eval_model_step == 0):
                 with precision.without_casts():
                     value = dev_measure(dev, models.student, precision.name, features.header.max_seq_length)
@@ -230,6 +237,7 @@ def train(
             if is_last:
                 break
             if must_stop or (args.save_model_step and step % args.save_model_step == 0):
+                unread.read(progress)
                 run.save(training, progress, device)
             if must_stop:
                 all_reduce(torch.zeros(1, device=device))  # no process ends before rank 0 has saved
@@ -238,15 +246,6 @@ def train(
     if skipped := progress.global_step - optimizer.param_groups[0]["step"]:
         logger.warning("%d of %d steps skipped, because float16 overflowed in them", skipped, progress.global_step)
     return progress
-
-
-def not_finite_error(step: int, error: GradientError, example_ids: list[str]) -> InputError:
-    message = (
-        f"step {step}: {error}, so the run stops before this step; lower --learning_rate, or look at the teacher and "
-        f"the examples {', '.join(example_ids)}"
-    )
-    logger.error("%s", message)  # the whole message; stderr shows a shortened one
-    return InputError(message)
 
 
 def distil(args: argparse.Namespace, device: torch.device, precision: Precision, later: Iterable[Path]) -> None:

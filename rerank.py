@@ -77,14 +77,15 @@ import collections
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from formats.atomic import atomic_write
 from formats.checksums import file_sha256
 from formats.features import check_pairs, read_blocks
-from formats.pairs import split_example_id
+from formats.pairs import split_example_ids
 from formats.run_file import trained_length
 from formats.scores import PassageScore, write_scores
 from modeling.frozen import FrozenRanker
@@ -96,6 +97,16 @@ from runtime.progress import ProgressBar
 from runtime.script import already_complete, buffered_log, log_line, report, run_script
 
 logger = logging.getLogger("rerank")
+Item = TypeVar("Item")
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields each item after the next one has been made."""
+    waiting: list[Item] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def main(args: argparse.Namespace) -> None:
@@ -140,24 +151,33 @@ def main(args: argparse.Namespace) -> None:
     start = time.monotonic()
     scored = 0
 
-    def rows() -> Iterator[PassageScore]:
+    def scored_blocks() -> Iterator[tuple[list[str], Callable[[], np.ndarray]]]:
+        """Yields the example ids of each block, and its `relevance_scores`."""
         nonlocal scored
         with ProgressBar(total=count, desc="re-ranking", unit=" passages") as progress:
             for block in read_blocks(args.features_file):
-                try:
-                    scores, own = relevance_scores(model, block.lengths(), block.batch, batch_tokens, progress)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise InputError("out of memory; lower --eval_batch_size") from None
+                arrays = block.input_ids, block.offsets, block.first_segment_lengths
+                scores, own = relevance_scores(model, *arrays, batch_tokens, progress)
                 scored += own
-                if not np.isfinite(scores).all():
+                yield block.example_ids, scores
+
+    def rows() -> Iterator[PassageScore]:
+        # While a GPU scores a block, the CPU writes the scores of the block before it.
+        blocks = scored_blocks() if device.type == "cpu" else one_behind(scored_blocks())
+        try:
+            for example_ids, scores in blocks:
+                values = scores()
+                if not np.isfinite(values).all():
                     raise InputError(
                         f"--model_dir: {args.model_dir} gives a score that is not finite in {precision}; try "
                         "--precision fp32, or another model"
                     )
-                for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
-                    yield PassageScore(*split_example_id(example_id), score)
+                for ids, score in zip(split_example_ids(example_ids), values.tolist(), strict=True):
+                    yield PassageScore(*ids, score)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError("out of memory; lower --eval_batch_size") from None
 
     if rank() == 0:
         write_scores(args.output_scores_file, rows())

@@ -149,8 +149,8 @@ def _read_arrays(where: str, header: FeaturesHeader, part: dict, file: IO[bytes]
 
     def array(key: str) -> np.ndarray:
         file.seek(part[key].start)
-        raw = file.read(len(part[key]))
-        if len(raw) != len(part[key]):
+        raw = bytearray(len(part[key]))  # not bytes: torch takes no array that is read-only without a copy
+        if file.readinto(raw) != len(raw):
             raise InputError(f"{where}: the file was cut short while it was read; write it again")
         return np.frombuffer(raw, dtypes[key])
 

@@ -33,7 +33,7 @@ from formats.feature_layout import (
     pad_examples,
 )
 from formats.feature_reading import open_features, read_blocks, read_blocks_from, read_header, read_header_from, shown
-from formats.pairs import split_example_id
+from formats.pairs import split_example_ids
 from runtime.errors import InputError, naming_errors
 
 __all__ = [
@@ -172,7 +172,7 @@ class Features:
         """
         numbers: dict[str, int] = {}
         blocks = read_blocks_from(self.path, self._file)
-        ids = (i for number, (block, _) in enumerate(blocks) for i in _query_ids(self.path, number, block, why))
+        ids = (i for number, (block, _) in enumerate(blocks) for i, _ in _split_ids(self.path, number, block, why))
         return np.fromiter((numbers.setdefault(query_id, len(numbers)) for query_id in ids), np.int64, len(self))
 
     def sha256(self) -> str:
@@ -184,6 +184,16 @@ class Features:
 
         Returns `input_ids`, `attention_mask`, `token_type_ids`: (batch, T) int64; `labels`: (batch,) int64.
 
+        Raises InputError as `read` does.
+        """
+        return pad_examples(*self.read(indices), pad_to)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The examples `indices` without padding.
+
+        Returns the token ids of all, one example after another, (tokens,) unsigned; and for each example its length,
+        int64, the length of its first segment, unsigned, and its label, int8: (batch,).
+
         Raises InputError where the file was cut short after it was opened.
         """
         indices = np.asarray(indices)
@@ -194,13 +204,8 @@ class Features:
             tokens = b"".join([os.pread(self._file.fileno(), size, start) for size, start in places])
         if len(tokens) != sizes.sum():
             raise InputError(f"{self.path} was cut short while it was read; write it again")
-        return pad_examples(
-            np.frombuffer(tokens, self._dtype),
-            lengths,
-            self.first_segment_lengths[indices],
-            self.labels[indices],
-            pad_to,
-        )
+        ids = np.frombuffer(tokens, self._dtype)
+        return ids, lengths, self.first_segment_lengths[indices], self.labels[indices]
 
 
 def features_sha256(path: str | Path) -> str:
@@ -225,15 +230,12 @@ def _sha256(path: str | Path, file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _query_ids(path: str | Path, number: int, block: FeatureBlock, advice: str) -> list[str]:
-    """The query ids of a block. Raises InputError, with `advice`, for an id that is not query_id#passage_id."""
-    query_ids = []
-    for i, example_id in enumerate(block.example_ids):
-        try:
-            query_ids.append(split_example_id(example_id)[0])
-        except ValueError as error:
-            raise InputError(f"{path} block {number} example {i}: {error}; {advice}") from None
-    return query_ids
+def _split_ids(path: str | Path, number: int, block: FeatureBlock, advice: str) -> list[tuple[str, str]]:
+    """The ids of a block as (query_id, passage_id). Raises InputError, with `advice`, for an id without them."""
+    try:
+        return split_example_ids(block.example_ids)
+    except ValueError as error:
+        raise InputError(f"{path} block {number} {error}; {advice}") from None
 
 
 def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
@@ -248,7 +250,7 @@ def check_pairs(path: str | Path, flag: str) -> tuple[FeaturesHeader, int]:
         raise InputError(f"{flag}: {path} is plain text without queries; tokenize pairs with --set_name test")
     of_blocks = [np.empty(0, np.int64)]  # the hashes of the ids: 8 bytes for each example
     for number, block in enumerate(read_blocks(path)):
-        _query_ids(path, number, block, "tokenize with --set_name test")
+        _split_ids(path, number, block, "tokenize with --set_name test")
         of_blocks.append(np.fromiter(map(hash, block.example_ids), np.int64, len(block.example_ids)))
     hashes = np.sort(np.concatenate(of_blocks))
     if not len(hashes):

@@ -49,6 +49,25 @@ def split_example_id(example_id: str) -> tuple[str, str]:
     return query_id, passage_id
 
 
+def split_example_ids(example_ids: list[str]) -> list[tuple[str, str]]:
+    """Splits many example ids, several times as fast as one after another.
+
+    Raises ValueError, which begins with the number of the example, for the first id that cannot be split.
+    """
+    joined = "\n".join(example_ids)
+    if joined.split() == example_ids and "\0" not in joined:
+        parts = [example_id.partition("#") for example_id in example_ids]
+        if all(query_id and passage_id for query_id, _, passage_id in parts):
+            return [(query_id, passage_id) for query_id, _, passage_id in parts]
+    pairs = []
+    for i, example_id in enumerate(example_ids):
+        try:
+            pairs.append(split_example_id(example_id))
+        except ValueError as error:
+            raise ValueError(f"example {i}: {error}") from None
+    return pairs
+
+
 def read_pairs(path: str | Path, labelled: bool, on_malformed: OnMalformed | None = None) -> Iterator[Pair]:
     """Streams the pairs of a file: four columns if `labelled`, else three columns with ids `query_id#passage_id`.
 

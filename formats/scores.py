@@ -75,7 +75,8 @@ def _score(line: str) -> PassageScore:
 
 def format_score_line(row: PassageScore) -> str:
     """One line with its line end. Reading it back gives the same float64."""
-    return f"{row.query_id}\t{row.passage_id}\t{float(row.score)!r}\n"
+    query_id, passage_id, score = row
+    return f"{query_id}\t{passage_id}\t{float(score)!r}\n"
 
 
 def write_scores(path: str | Path, rows: Iterable[PassageScore]) -> int:

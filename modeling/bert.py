@@ -177,7 +177,7 @@ class BertRanker(nn.Module):
         """
         hidden = self.bert.embeddings(input_ids, token_type_ids)  # (B, T, d)
         mask = attention_mask.to(hidden.device, torch.bool)[:, None, None]  # (B, 1, 1, T), True on tokens
-        if mask.all():
+        if attention_mask.device.type == "cpu" and mask.all():  # a CPU would wait for the answer of a GPU
             mask = None  # scaled_dot_product_attention has faster kernels without a mask
         lengths = None  # tokens of each example, for attention_without_padding
         if self.training and hidden.device.type == "cpu":

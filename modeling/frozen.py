@@ -77,21 +77,28 @@ class FrozenRanker:
     def __call__(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor,
         hidden_states_of: Collection[int] = (),
         queries_keys_of: Collection[int] = (),
     ) -> RankerOutput:
-        """As `BertRanker.forward`. The padding of an example must follow its tokens. Inputs can be on any device."""
+        """As `BertRanker.forward`. The padding of an example must follow its tokens. Inputs can be on any device.
+
+        `attention_mask` may be None if no example has padding. torch has faster kernels for a GPU without a mask.
+        """
         size, width = input_ids.shape
         returns_states = bool(hidden_states_of or queries_keys_of)
-        lengths = attention_mask.sum(dim=1).tolist()
-        # On a GPU the padding stays: length-bucketed batches have little of it.
-        is_padded = returns_states or self.device.type != "cpu"
-        counts = [width] * size if is_padded else lengths
-        mask = None  # torch has faster kernels without a mask
-        if self.device.type != "cpu" and min(lengths) < width:
+        on_cpu = self.device.type == "cpu"
+        mask, lengths = None, [width] * size  # a GPU uses the mask, so that the CPU never waits for lengths
+        if on_cpu and attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if on_cpu:
+            lengths = attention_mask.sum(dim=1).tolist()
+        elif attention_mask is not None:
             mask = attention_mask.to(self.device, torch.bool)[:, None, None]
+        # On a GPU the padding stays: length-bucketed batches have little of it.
+        is_padded = returns_states or not on_cpu
+        counts = [width] * size if is_padded else lengths
         rows = _Rows([0, *accumulate(counts)][:-1], counts, lengths, mask)
         inputs = (input_ids, torch.arange(width, device=input_ids.device).expand(size, width), token_type_ids)
         if is_padded:
@@ -128,8 +135,10 @@ class FrozenRanker:
         """Q, K, V, (N, h, e) each, and the residual, (N, d). With `cls_only` Q and the residual have B rows."""
         heads = self.config.num_attention_heads
         key, value = layer.key_value(hidden).unflatten(-1, (2, heads, -1)).unbind(1)
-        if cls_only:
-            hidden = hidden[torch.tensor(rows.starts, device=self.device)]  # (B, d)
+        if cls_only and self.device.type == "cpu":
+            hidden = hidden[torch.tensor(rows.starts)]  # (B, d)
+        elif cls_only:
+            hidden = hidden[:: rows.counts[0]]  # (B, d)
         return layer.query(hidden).unflatten(-1, (heads, -1)), key, value, hidden
 
     def _attend(

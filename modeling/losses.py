@@ -8,10 +8,12 @@ Letters in shapes: B batch, T tokens (padding included), d hidden size, h heads,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+
+from runtime.device import copy_to_cpu
 
 QueriesKeys = tuple[torch.Tensor, torch.Tensor]  # (B, h, T, e) each
 
@@ -34,6 +36,7 @@ def attention_loss(
     teacher: Sequence[QueriesKeys],
     attention_mask: torch.Tensor,
     ignore_padding: bool = False,
+    bound: Callable[[], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Sum over layer pairs of mean((S_s - S_t)^2), S = Q K^T / sqrt(e) + mask, scores <= -100 set to 0 in both first.
 
@@ -42,14 +45,13 @@ def attention_loss(
     Let A = [Q_s/sqrt(e_s), -Q_t/sqrt(e_t)] and B = [K_s, K_t], with zeros in the padded rows of B. The sum of squares
     of a head is then ||A B^T||^2 = <A^T A, B^T B>: Gram matrices of head size instead of T x T scores. This is exact if
     no score of a real key is <= -100, which the bound max|q| max|k| / sqrt(e) < 100 proves. A batch that exceeds the
-    bound is computed from its scores.
+    bound is computed from its scores. `bound`: from `attention_bound`, if it was called before.
     """
     with torch.autocast(attention_mask.device.type, enabled=False):
+        bound = bound or attention_bound(student, teacher, attention_mask)
         real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
         pairs = list(zip(student, teacher, strict=True))
-        # the losses copy only this number from the device to the CPU
-        bound = torch.stack([_bound_of_scores(q.detach(), k.detach(), real) for pair in pairs for q, k in pair]).amax()
-        sum_of_squares = _sum_of_squares_by_gram if bound < -SCORE_FLOOR else _sum_of_squares_by_scores
+        sum_of_squares = _sum_of_squares_by_gram if bound() < -SCORE_FLOOR else _sum_of_squares_by_scores
         heads, tokens = student[0][0].shape[1:3]
         counted = attention_mask.sum(dim=-1) if ignore_padding else tokens  # (B,) or one for all
         terms = [
@@ -57,6 +59,19 @@ def attention_loss(
             for of_student, of_teacher in pairs
         ]
         return torch.stack(terms).sum()
+
+
+def attention_bound(
+    student: Sequence[QueriesKeys], teacher: Sequence[QueriesKeys], attention_mask: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """Starts to compute the bound that `attention_loss` needs on the CPU, the only number that the losses need there.
+
+    A GPU has no pause if other work is issued between this call and `attention_loss`.
+    """
+    with torch.autocast(attention_mask.device.type, enabled=False):
+        real = attention_mask[:, None, :, None]  # (B, 1, T, 1)
+        all_of_them = [*student, *teacher]
+        return copy_to_cpu(torch.stack([_bound_of_scores(q.detach(), k.detach(), real) for q, k in all_of_them]).amax())
 
 
 def _bound_of_scores(query: torch.Tensor, key: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

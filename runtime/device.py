@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -97,6 +97,21 @@ def be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # these two have no deterministic backward pass
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def copy_to_cpu(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Starts to copy a tensor to the CPU. The returned function waits for the copy, but not for later work."""
+    copy = tensor.to("cpu", non_blocking=True)  # torch puts it into pinned memory
+    done = torch.cuda.Event() if tensor.device.type == "cuda" else None
+    if done is not None:
+        done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> torch.Tensor:
+        if done is not None:
+            done.synchronize()
+        return copy
+
+    return wait
 
 
 def keep_freed_memory() -> None:

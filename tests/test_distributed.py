@@ -283,7 +283,7 @@ def test_an_error_is_reported_once(inputs: Path, tmp_path: Path, pool: Pool) -> 
 def test_an_error_of_one_process_ends_all(inputs: Path, tmp_path: Path, pool: Pool, failing: int) -> None:
     for script, function, arguments in (
         ("distill.py", "modeling.losses.hard_label_loss", distil_arguments(inputs, tmp_path / "out")),
-        ("rerank.py", "formats.feature_layout.pad_batch", rerank_arguments(inputs, tmp_path / "scores")),
+        ("rerank.py", "modeling.padding.pad", rerank_arguments(inputs, tmp_path / "scores")),
     ):
         replaced = tuple({function: out_of_memory} if rank == failing else {} for rank in (0, 1))
         done = run_two(pool, script, *arguments, replaced=replaced)
@@ -556,7 +556,7 @@ def divide_by_zero(*args: object, **kwargs: object) -> None:
 
 
 def test_a_defect_in_one_process_has_its_traceback_at_rank_zero(inputs: Path, tmp_path: Path, pool: Pool) -> None:
-    replaced = {}, {"formats.feature_layout.pad_batch": divide_by_zero}
+    replaced = {}, {"modeling.padding.pad": divide_by_zero}
     done = run_two(pool, "rerank.py", *rerank_arguments(inputs, tmp_path / "scores"), replaced=replaced)
     assert [one.status for one in done] == [2, 2] and done[1].stderr == ""
     start, *lines = done[0].stderr.splitlines()
@@ -565,7 +565,7 @@ def test_a_defect_in_one_process_has_its_traceback_at_rank_zero(inputs: Path, tm
 
 
 def test_an_error_ends_a_process_that_is_busy(machines: tuple[Path, Path], pool: Pool) -> None:
-    replaced = tuple({"formats.feature_layout.pad_batch": function} for function in (wait_long, out_of_memory))
+    replaced = tuple({"modeling.padding.pad": function} for function in (wait_long, out_of_memory))
     start = time.monotonic()
     done = run_two(pool, "rerank.py", *RERANK, "--eval_batch_size", 3, directories=machines, replaced=replaced)
     assert_one_error(done, "process 1 on", "out of memory")

@@ -33,11 +33,13 @@ from tiny import (
 )
 
 import modeling.losses
+import training.unread_steps
 from formats.checksums import check_checksums
 from modeling.model_files import load_ranker
 from runtime.errors import InputError
 from training.checkpoints import CHECKPOINT_FILES
 from training.optimizer import BertAdam
+from training.precision import Precision
 from training.state import Progress, Training, TrainingStateError, save_training_state
 
 STOPPED = 75
@@ -761,6 +763,48 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(inputs: P
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"distill.py: error: step {STEPS}: the norm of a gradient is not finite")
     assert not (output / "config.json").exists()
+
+
+@pytest.fixture
+def read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a CPU read the losses of steps as late as a GPU does."""
+    monkeypatch.setitem(training.unread_steps.AT_ONCE, "cpu", 1000)
+
+
+@pytest.mark.parametrize("fault", [lambda loss: loss * float("nan"), without_finite_gradient], ids=["loss", "gradient"])
+def test_an_error_that_is_read_late_stops_before_the_weights_change(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], read_late: None, fault: Callable
+) -> None:
+    output, more = tmp_path / "out", ["--train_loss_step", STEPS, "--save_model_step", 3]
+    with with_loss("hard_label_loss", fault, first=4):  # step 6 reads steps 4 to 6
+        done = run_main("distill.py", *arguments(inputs, output, *more))
+    assert done.status == 2
+    names = "the norm of a gradient is" if fault is without_finite_gradient else "loss, cls_loss, hard_loss"
+    assert f"error: step 4: {names} not finite" in done.stderr.splitlines()[-1]
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
+    distil(inputs, output, "--resume", *more)
+    assert result(output)["model.safetensors"] == uninterrupted["model.safetensors"]
+
+
+def test_losses_that_are_read_late_are_the_same(
+    inputs: Path, tmp_path: Path, uninterrupted: dict[str, bytes], read_late: None
+) -> None:
+    distil(inputs, tmp_path / "out")
+    assert result(tmp_path / "out") == uninterrupted
+
+
+def test_no_step_follows_one_that_is_not_finite() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer, precision = BertAdam([weight], lr=0.1, total_steps=9, warmup=0.0), Precision("bf16", torch.device("cpu"))
+    precision.initialize(torch.nn.ModuleDict(), optimizer)
+    skipped, kept = [], []
+    for loss, gradient in ((1.0, 1.0), (1.0, float("inf")), (1.0, 1.0), (float("nan"), 1.0)):
+        weight.grad = torch.full((2,), gradient)
+        skipped.append(precision.step(optimizer, torch.tensor([loss, 2.0])))
+        kept.append(weight.detach().clone())
+    assert torch.stack(skipped).tolist() == [0, 1, 1, 1]
+    assert kept[0].tolist() != [1, 2]
+    assert all(torch.equal(kept[0], later) for later in kept[1:])
 
 
 def test_a_teacher_that_overflows_stops_the_run(inputs: Path, tmp_path: Path) -> None:

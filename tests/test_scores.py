@@ -1,12 +1,15 @@
 """Passage scores and passage ids."""
 
+import contextlib
 import gzip
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.pairs import split_example_id, split_example_ids
 from formats.scores import PassageScore, format_score_line, parse_score, read_scores, split_passage_id, write_scores
 from runtime.errors import InputError
 
@@ -113,3 +116,20 @@ def test_written_scores_read_back(tmp_path_factory, scores: list[float]) -> None
     rows = [PassageScore("7", f"D1_{i}", score) for i, score in enumerate(scores)]
     assert write_scores(path, rows) == len(rows)
     assert list(read_scores(path)) == rows
+
+
+def test_many_example_ids_are_split_as_one_is() -> None:
+    """3,000 random ids, half of which cannot be split."""
+    rng = random.Random(4)
+    ids = ["".join(rng.choices("ab#_", k=4)) + rng.choice(["", "", "", " ", "\0", "\u2003"]) for _ in range(3000)]
+    expected = {}
+    for example_id in ids:
+        with contextlib.suppress(ValueError):
+            expected[example_id] = split_example_id(example_id)
+    good = [example_id for example_id in ids if example_id in expected]
+    assert 500 < len(good) < 2500
+    assert split_example_ids(good) == [expected[example_id] for example_id in good]
+    assert split_example_ids([]) == []
+    for example_id in set(ids) - set(good):
+        with pytest.raises(ValueError, match=r"^example 1: example id "):
+            split_example_ids(["q#d", example_id, "q#e"])

@@ -1,12 +1,13 @@
 """The benchmarks of distilling and re-ranking at small sizes: their output, and their exit status 1."""
 
+import argparse
 import re
 import sys
 
 import pytest
 from tiny import assert_refused, run_main
 
-from benchmarks import child, distilling, reranking, synthetic
+from benchmarks import child, distilling, host_share, reranking, synthetic
 from runtime.distributed import world_size
 
 SMALL = ["--teacher=4/24", "--student=2/12", "--max_seq_length=50", "--rounds=1", "--device=cpu"]
@@ -69,6 +70,15 @@ def test_reranking(in_this_process: list[str], monkeypatch: pytest.MonkeyPatch, 
     assert measured(monkeypatch, reranking, "--pairs=10") == 1
 
 
+def test_host_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    host_share.main(argparse.Namespace(pairs=700, steps=4, rounds=1))
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(r"cpu: ([\d.]+) microseconds a pair in rerank.py, ([\d.]+) ms a step in distill.py", line)
+    assert found and all(0 < float(figure) < 10_000 for figure in found.groups()), line
+
+
 def test_synthetic_pairs() -> None:
     pairs = synthetic.make_pairs(200, (15, 150))
     assert pairs == synthetic.make_pairs(200, (15, 150)) != synthetic.make_pairs(200, (15, 150), seed=2)
@@ -84,6 +94,7 @@ def test_synthetic_pairs() -> None:
         ("distilling", ["--precisions=int8"]),
         ("distilling", ["--max_seq_length=20"]),
         ("distilling", ["--device=tpu"]),
+        ("host_share", ["--pairs=0"]),
         ("reranking", ["--pairs=3"]),
         ("reranking", ["--precisions=bf16"]),
         ("reranking", ["--device=tpu"]),

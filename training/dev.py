@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.aggregation import max_p
 from evaluation.measures import Qrels, mean_measure, retrieves_relevant
 from formats.features import FeaturesHeader, check_pairs, read_blocks
-from formats.pairs import split_example_id
+from formats.pairs import split_example_id, split_example_ids
 from formats.scores import PassageScore, split_passage_id
 from formats.trec import read_qrels, written_scores
 from modeling.bert import BertRanker
@@ -96,13 +96,15 @@ def dev_measure(dev: DevPairs, student: BertRanker, precision: str, max_seq_leng
     def passages() -> Iterator[PassageScore]:
         with ProgressBar(total=dev.count, desc="dev pairs", unit=" passages", leave=False) as bar:
             for block in read_blocks(dev.features_file):
-                scores, _ = relevance_scores(model, block.lengths(), block.batch, batch_tokens, bar)
-                if not np.isfinite(scores).all():
+                arrays = block.input_ids, block.offsets, block.first_segment_lengths
+                scores, _ = relevance_scores(model, *arrays, batch_tokens, bar)
+                values = scores()
+                if not np.isfinite(values).all():
                     raise InputError(
                         f"the student gives a dev pair a score that is not finite in {precision}; use "
                         "--precision fp32, or lower --learning_rate"
                     )
-                for example_id, score in zip(block.example_ids, scores.tolist(), strict=True):
-                    yield PassageScore(*split_example_id(example_id), score)
+                for ids, score in zip(split_example_ids(block.example_ids), values.tolist(), strict=True):
+                    yield PassageScore(*ids, score)
 
     return measure_of(dev, passages())

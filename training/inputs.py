@@ -15,6 +15,7 @@ from modeling.frozen import FrozenRanker
 from modeling.general_student import make_fit_dense
 from modeling.losses import teacher_layers
 from modeling.model_files import check_reads_features, load_ranker
+from modeling.padding import pad, to_device
 from runtime.distributed import rank, world_size
 from runtime.errors import InputError
 from training.queries import Queries
@@ -191,9 +192,17 @@ def steps_from(
         yield StepExamples(step, examples, np.split(examples, num_parts)[rank() :: world_size()])
 
 
-def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """Returns a batch of `Features.batch` as tensors of the same shapes and dtypes."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
+def load_batch(
+    features: Features, examples: np.ndarray, pad_to: int | None, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Returns what `Features.batch` does, as tensors on a device. One copy goes there; padding is added there."""
+    tokens, *columns = features.read(examples)  # columns: lengths, lengths of first segments, labels
+    starts = np.cumsum(columns[0]) - columns[0]
+    sent = np.concatenate([starts, *columns, tokens], dtype=np.int32, casting="unsafe")
+    arrays = to_device(sent, device).split([len(examples)] * 4 + [len(tokens)])
+    starts, lengths, first_segment_lengths, labels, tokens = arrays
+    width = pad_to or int(columns[0].max())
+    return pad(tokens, starts, lengths, first_segment_lengths, width) | {"labels": labels.long()}
 
 
 @torch.inference_mode()
@@ -243,7 +252,7 @@ def _margins(
     autocast: torch.autocast,
 ) -> np.ndarray:
     """Returns the teacher's margins z_1 - z_0 of examples, (n,) float64."""
-    batch = to_device(features.batch(examples), device)
+    batch = load_batch(features, examples, None, device)
     del batch["labels"]
     with autocast:
         logits = teacher(**batch).logits

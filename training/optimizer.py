@@ -1,7 +1,7 @@
 """BertAdam: the optimizer that BERT was fine-tuned with, and its learning rate schedule."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -47,6 +47,7 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"lr {lr}, total_steps {total_steps}, warmup {warmup}: needs lr >= 0, 1 or more, [0, 1)")
         settings = {"lr": lr, "total_steps": total_steps, "warmup": warmup, "weight_decay": weight_decay}
         super().__init__(params, settings | {"betas": betas, "eps": eps, "max_grad_norm": max_grad_norm, "step": 0})
+        self.failed: torch.Tensor | None = None
 
     def learning_rate(self) -> float:
         """Returns the learning rate of the next step."""
@@ -57,13 +58,19 @@ class BertAdam(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """Makes one optimization step for all parameters that have a gradient. Clips the gradients in place.
 
-        Raises GradientError, before anything changes, if the norm of a gradient is not finite.
+        Raises GradientError, before anything changes, if the norm of a gradient is not finite. To find that, the CPU
+        waits for a GPU. It does not wait if `failed` is set, a float32 number on the device of the parameters: then
+        such a norm sets it to 1 instead, and while it is 1 no step changes parameters, m or v.
         """
         grads_of = [[p.grad for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        norms_of = [torch._foreach_norm(grads) if grads else () for grads in grads_of]
-        norms = [norm for norms in norms_of for norm in norms]
-        if norms and not torch.stack(norms).isfinite().all():
+        all_grads = [grad for grads in grads_of for grad in grads]
+        all_norms = torch.stack(torch._foreach_norm(all_grads)) if all_grads else torch.zeros(0)
+        not_finite = ~all_norms.isfinite().all()
+        if self.failed is not None:
+            self.failed = torch.maximum(self.failed, not_finite)
+        elif not_finite:
             raise GradientError("the norm of a gradient is not finite")
+        norms_of = all_norms.split([len(grads) for grads in grads_of])
         for group, grads, norms in zip(self.param_groups, grads_of, norms_of, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             rate = group["lr"] * warmup_linear(group["step"] / group["total_steps"], group["warmup"])
@@ -81,7 +88,7 @@ class BertAdam(torch.optim.Optimizer):
                 [self.state[p]["m"] for p in params],
                 [self.state[p]["v"] for p in params],
                 [],
-                [torch.tensor(_NO_BIAS, device=params[0].device)] * len(params),
+                [torch.full((), _NO_BIAS, device=params[0].device)] * len(params),
                 lr=rate,
                 beta1=beta1,
                 beta2=beta2,
@@ -89,17 +96,18 @@ class BertAdam(torch.optim.Optimizer):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
+                found_inf=self.failed,
             )
 
 
-def _clip_each(grads: list[torch.Tensor], norms: Sequence[torch.Tensor], max_norm: float) -> None:
-    """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one."""
+def _clip_each(grads: list[torch.Tensor], norms: torch.Tensor, max_norm: float) -> None:
+    """Scales each gradient to at most `max_norm` on its own, in place, as `clip_grad_norm_` of torch does for one.
+
+    `norms`: those of the gradients, (n,).
+    """
     if not math.isfinite(max_norm):
         return
-    factors = torch._foreach_add(norms, 1e-6)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, max_norm)
-    torch._foreach_clamp_max_(factors, 1.0)
+    factors = (norms + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0)
     torch._foreach_mul_(grads, list(factors))
 
 

@@ -21,6 +21,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device, backend: str = "torch", apex_opt_level: str = "O1"):
         self.name = name
+        self._device = device
         self._apex = import_apex_amp() if backend == "apex" else None
         self._apex_opt_level = apex_opt_level
         uses_torch_amp = name != "fp32" and backend == "torch"
@@ -28,7 +29,9 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_torch_amp and name == "fp16")
 
     def initialize(self, trained: nn.ModuleDict, optimizer: BertAdam) -> None:
-        """Prepares modules and optimizer for apex, which changes them in place."""
+        """Prepares the optimizer, and for apex the modules, which it changes in place."""
+        if self.name != "fp16":
+            optimizer.failed = torch.zeros((), device=self._device)
         if self._apex is not None:
             self._optimizer = optimizer  # without apex it can go, and the weights with it, before the next training
             self._apex.initialize(list(trained.values()), optimizer, opt_level=self._apex_opt_level)
@@ -50,24 +53,30 @@ class Precision:
         with self._apex.scale_loss(loss, self._optimizer, delay_unscale=not is_last) as scaled, self.without_casts():
             scaled.backward()
 
-    def step(self, optimizer: BertAdam, not_finite: list[str]) -> bool:
-        """Makes an optimization step; returns False if float16 overflowed and the step was skipped.
+    def step(self, optimizer: BertAdam, losses: torch.Tensor) -> torch.Tensor:
+        """Makes an optimization step, or skips it if one of the `losses` or a gradient is not finite.
 
-        `not_finite`: the losses that are not finite. Raises GradientError, before the weights change, if a loss or a
-        gradient is not finite in another precision.
+        Returns 1 if it was skipped, else 0, as a 0-dim float32 tensor on the device of the losses. In float16 later
+        steps continue. In other precisions all later steps are skipped too, and the CPU does not wait for a GPU.
         """
-        steps_before = optimizer.param_groups[0]["step"]
-        try:
-            if not_finite and self.name != "fp16":
-                raise GradientError(f"{', '.join(not_finite)} not finite")
-            if not not_finite or self._apex is not None:  # apex must check the gradients itself
-                self.scaler.step(optimizer)
-        except GradientError:
-            if self.name != "fp16":
-                raise
-        if not not_finite:
-            self.scaler.update()
+        if self.name == "fp16":
+            is_skipped = torch.full((), float(not self._scaled_step(optimizer, losses)), device=losses.device)
+        else:
+            optimizer.failed = torch.maximum(optimizer.failed, ~losses.isfinite().all())
+            optimizer.step()
+            is_skipped = optimizer.failed
         optimizer.zero_grad()
+        return is_skipped
+
+    def _scaled_step(self, optimizer: BertAdam, losses: torch.Tensor) -> bool:
+        """Returns whether float16 did not overflow, so that the step was made."""
+        steps_before = optimizer.param_groups[0]["step"]
+        is_finite = bool(losses.isfinite().all())
+        with contextlib.suppress(GradientError):
+            if is_finite or self._apex is not None:  # apex must check the gradients itself
+                self.scaler.step(optimizer)
+        if is_finite:
+            self.scaler.update()
         return optimizer.param_groups[0]["step"] > steps_before
 
 
