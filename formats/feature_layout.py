@@ -71,22 +71,6 @@ class FeatureBlock(NamedTuple):
         """The number of tokens of each example, (n,) int64."""
         return np.diff(self.offsets)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples of the block, padded to the longest of them. The result is that of `pad_examples`."""
-        return pad_batch([(self, int(i)) for i in indices])
-
-
-def pad_batch(rows: Sequence[tuple[FeatureBlock, int]], pad_to: int | None = None) -> dict[str, np.ndarray]:
-    """Pads examples, each given as its block and its index there. The result is that of `pad_examples`."""
-    tokens = [block.input_ids[block.offsets[i] : block.offsets[i + 1]] for block, i in rows]
-    return pad_examples(
-        np.concatenate(tokens),
-        np.array([len(ids) for ids in tokens]),
-        np.array([block.first_segment_lengths[i] for block, i in rows]),
-        np.array([block.labels[i] for block, i in rows]),
-        pad_to,
-    )
-
 
 def pad_examples(
     tokens: np.ndarray, lengths: np.ndarray, first_segment_lengths: np.ndarray, labels: np.ndarray, pad_to: int | None

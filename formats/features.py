@@ -29,7 +29,6 @@ from formats.feature_layout import (
     Example,
     FeatureBlock,
     FeaturesHeader,
-    pad_batch,
     pad_examples,
 )
 from formats.feature_reading import open_features, read_blocks, read_blocks_from, read_header, read_header_from, shown
@@ -49,7 +48,7 @@ __all__ = [
     "FeaturesHeader",
     "check_pairs",
     "features_sha256",
-    "pad_batch",
+    "pad_examples",
     "read_blocks",
     "read_header",
     "write_features",

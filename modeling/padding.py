@@ -30,7 +30,7 @@ def pad(
     Example b has the ids `tokens[starts[b] : starts[b] + lengths[b]]`. The other tensors: (B,).
 
     Returns `input_ids`, `attention_mask`, `token_type_ids`: (B, T) int64 on the device of the inputs, as
-    `formats.features.pad_batch` does.
+    `formats.features.pad_examples` does.
     """
     places = torch.arange(width, device=tokens.device)
     is_token = places < lengths[:, None]  # (B, T)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import TOKENS, write_tiny_features
 
-from formats.features import FeatureBlock, Features, pad_batch
+from formats.features import FeatureBlock, Features, pad_examples
 from modeling.bert import BertConfig, BertRanker
 from modeling.frozen import FrozenRanker
 from modeling.losses import hard_label_loss
@@ -43,7 +43,9 @@ def test_batches_are_those_of_the_features(dtype: str, vocab_size: int, device: 
         lengths = block.lengths()
         chosen = rng.permutation(len(lengths))[: rng.integers(1, len(lengths) + 1)]
         pad_to = int(lengths[chosen].max() + rng.integers(0, 5))
-        expected = pad_batch([(block, i) for i in chosen], pad_to)
+        ids = np.concatenate([block.input_ids[block.offsets[i] : block.offsets[i + 1]] for i in chosen])
+        firsts, labels = block.first_segment_lengths[chosen], block.labels[chosen]
+        expected = pad_examples(ids, lengths[chosen], firsts, labels, pad_to)
         columns = block.offsets[:-1], lengths, block.first_segment_lengths
         tensors = (to_device(array, torch.device(device)) for array in (block.input_ids, *(c[chosen] for c in columns)))
         found = pad(*tensors, pad_to)
