@@ -31,29 +31,30 @@ def add_collection_arguments(
     parser: argparse.ArgumentParser, *, queries: bool = True, qrels: bool = False, candidates: bool = False
 ) -> None:
     """Adds `--collection`, and as asked for `--queries` with `--split`, `--qrels` and `--candidates`."""
-    parser.add_argument(
+    group = parser.add_argument_group("input")
+    group.add_argument(
         "--collection",
         required=True,
         help="a MS MARCO file of documents (tab-separated: docid, url, title, body), a BEIR folder (corpus.jsonl, "
         "queries, qrels), a .jsonl corpus (_id, title, text), all .gz or not, or ir_datasets:ID",
     )
     if queries:
-        parser.add_argument(
+        group.add_argument(
             "--queries",
             type=Path,
             help="query_id and text, tab-separated, or .jsonl (_id, text); default: those of the folder or dataset",
         )
-        parser.add_argument(
+        group.add_argument(
             "--split",
             help="of a BEIR folder: reads queries.SPLIT.tsv and qrels/SPLIT.tsv (or qrels.SPLIT.txt); of a "
             "queries.jsonl with all splits only the queries in the qrels of this split are taken",
         )
     if qrels:
-        parser.add_argument(
+        group.add_argument(
             "--qrels", type=Path, help="relevance judgments, TREC or BEIR; default: those of the folder or dataset"
         )
     if candidates:
-        parser.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
+        group.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
 
 
 def open_collection(args: argparse.Namespace) -> Collection:

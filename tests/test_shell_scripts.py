@@ -629,7 +629,7 @@ def test_the_python_of_the_environment_beside_the_scripts_is_taken(tmp_path: Pat
                "student_model": "some/student", "candidates_run": str(tmp_path), "qrels": str(tmp_path),
                "features_file": str(tmp_path)}  # fmt: skip
         done = run_bash(project / script, own, tmp_path, only_record)
-        assert done.returncode == 9 and done.stdout.startswith("called "), (script, done)
+        assert done.returncode == 9 and "\ncalled " in f"\n{done.stdout}", (script, done)
         done = run_bash(project / script, own | {"python": "false"}, tmp_path, only_record)
         assert done.returncode == 1 and "called" not in done.stdout
 
