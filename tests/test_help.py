@@ -93,3 +93,37 @@ def test_many_flags_are_in_groups(script: str) -> None:
     for group in parser_of(script)._action_groups:
         actions = [action for action in group._group_actions if action.dest not in ("help", "check_flags")]
         assert len(actions) <= 10 or group.title not in ("options", None), [action.dest for action in actions]
+
+
+def shell_defaults(script: str) -> dict[str, str]:
+    """The variables at the top of a shell script, with their defaults."""
+    return dict(re.findall(r"^(\w+)=\$\{\1:?-([^}]*)\}", (ROOT / script).read_text(), flags=re.M))
+
+
+def test_defaults_that_differ_between_flags_and_variables_are_in_the_table() -> None:
+    differing = set()
+    for shell, scripts in (
+        ("distill.sh", ("tokenize_to_features.py", "distill.py")),
+        ("reranker.sh", ("tokenize_to_features.py", "rerank.py", "convert_to_trec_results.py")),
+    ):
+        variables = shell_defaults(shell)
+        compared = 0
+        for script in scripts:
+            for action in parser_of(script)._actions:
+                value = variables.get({"distill_model": "distill_model_type"}.get(action.dest, action.dest), "")
+                default = action.default
+                if value in ("", "yes", "no") and default in (None, True, False):
+                    assert (value, default) != ("no", True) and (value, default) != ("yes", False), action.dest
+                    continue
+                if value == "" or default is None:  # the variable leaves the flag out, or the flag has no default
+                    continue
+                compared += 1
+                is_number = isinstance(default, int | float)
+                if (float(value) if is_number else value) != default:
+                    shown = format(default, "g") if is_number else default
+                    differing.add((script, action.dest, shown, value))
+        assert compared > (10 if shell == "distill.sh" else 2)
+    page = (ROOT / "docs" / "training.md").read_text()
+    table = page[page.index("### Where the shell scripts") :]
+    rows = re.findall(r"^\| `(\w+\.py)` \| `(\w+)` \| (\S+) \| (\S+) \| \w", table, flags=re.M)
+    assert set(rows) == differing and len(rows) == len(differing) > 5
