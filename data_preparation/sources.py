@@ -134,7 +134,8 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
             raise InputError(f"--split: {folder} has no split '{split}'{_splits_there(folder)}")
         queries_file = of_split or queries_file
     if "queries" in own and queries_file is None:
-        raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
+        splits = _splits_there(folder) if split is None else ""
+        raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{splits}")
     if split is None and qrels_file is None and {"queries", "qrels"} <= own and (splits := _splits_there(folder)):
         raise InputError(f"--split: {folder} has no qrels.txt or qrels.tsv{splits}, or name --queries and --qrels")
     # One file has the queries of all splits: those in the qrels of this split belong to it.
@@ -142,7 +143,13 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
     qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or only_in_qrels) else None
     queries = read_queries(queries_file) if "queries" in own else {}
     if only_in_qrels:
-        queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+        in_qrels = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+        if queries and not in_qrels:
+            raise InputError(
+                f"--queries: no query of {queries_file} is in {qrels_file}; the ids differ, such as "
+                f"{next(iter(queries))} and {next(iter(qrels))}"
+            )
+        queries = in_qrels
     return _open_file(corpus)._replace(queries=queries, qrels=qrels if "qrels" in own else None)
 
 
