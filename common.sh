@@ -155,6 +155,13 @@ print_settings() {
 
 # --- checks
 
+# Ends the script with the exit status of a call that checked flags: 2 after a message, otherwise Python did not run it.
+end_after_check() {
+    [[ $1 == 2 ]] || echo "${0##*/}: python=$python cannot run the scripts; install the packages with 'make install'," \
+        "or set python" >&2
+    exit "$1"
+}
+
 # Ends the script unless each of these variables is yes or no.
 check_yes_no() {
     local name

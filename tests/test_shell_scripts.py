@@ -658,6 +658,9 @@ def test_the_python_of_the_environment_beside_the_scripts_is_taken(tmp_path: Pat
         assert done.returncode == 9 and "\ncalled " in f"\n{done.stdout}", (script, done)
         done = run_bash(project / script, own | {"python": "false"}, tmp_path, only_record)
         assert done.returncode == 1 and "called" not in done.stdout
+        if script == "distill.sh":  # what a new user starts with
+            advice = "install the packages with 'make install', or set python"
+            assert done.stderr == f"distill.sh: python=false cannot run the scripts; {advice}\n"
 
 
 @pytest.mark.parametrize("distill_model_type", ["standard", "prediction", "hard"])
