@@ -1,6 +1,6 @@
-"""Runs scripts as new processes of a locale do, without the seconds that each new process needs to import torch.
+"""Runs scripts as new processes of a locale do, without the seconds that each new process needs to import libraries.
 
-`python locale_server.py` imports torch once, in its own locale. Then it reads one call per line from standard input, as
+`python locale_server.py` imports them once, in its own locale. Then it reads one call per line from standard input, as
 JSON: the arguments as text with surrogates, and two paths for stdout and stderr. For each call it forks. The child
 decodes its arguments, and opens its standard streams, as Python does at the start of a process in this locale. The
 server prints the exit status.
@@ -75,6 +75,9 @@ def run_in_child(arguments: list[bytes], paths: list[str]) -> int:
 
 
 def serve() -> None:
+    import bm25s  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import scipy.stats  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
