@@ -78,7 +78,7 @@ def serve() -> None:
     import bm25s  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import scipy.stats  # noqa: F401
-    import torch
+    import torch._dynamo
 
     torch.set_num_threads(1)
     for line in sys.stdin.buffer:

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +168,6 @@ def run_block(block: Block, project: Path, directory: Path) -> Ran:
 
 def test_blocks_run_after_make_example_or_where_there_is_what_they_need(project: Path, tmp_path: Path) -> None:
     """All in one test, in the order of the pages: some use what an earlier one has made."""
-    assert sys.version_info >= (3, 11)
     done = {}
     for needs in (False, True):
         if needs:
@@ -197,3 +195,10 @@ def test_packages_that_a_page_installs_have_the_versions_of_the_requirements() -
     text = "".join((ROOT / page).read_text() for page in PAGES)
     named = set(re.findall(r"\b[\w-]+==[\d.]*\d", text))
     assert len(named) >= 5 and named <= pins, named - pins
+
+
+def test_the_python_code_of_readme_is_that_of_a_page_whose_code_runs() -> None:
+    """test_export_student.py runs the code of docs/serving.md."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    page = (ROOT / "docs" / "serving.md").read_text()
+    assert len(code) == 2 and all(block in page for block in code)
