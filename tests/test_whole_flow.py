@@ -13,7 +13,7 @@ from tiny import (
     TEACHER,
     copy_project,
     random_weights,
-    run_script,
+    run_main,
     some_pairs,
     student_weights,
     teacher_weights,
@@ -42,7 +42,7 @@ def test_pairs_become_measures(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("".join(f"{query} 0 D{query}1 1\n" for query in range(QUERIES)))
 
     def run(script: str, *args: object) -> str:
-        done = run_script(script, *args)
+        done = run_main(script, *args)
         assert done.status == 0, done
         return done.stdout
 
