@@ -33,7 +33,7 @@ num_processes num_gpus'
 # Takes arguments VARIABLE=VALUE like variables before the command; --help prints the variables. Refuses other names.
 # Call: read_arguments SCRIPT "$@"
 read_arguments() {
-    local argument key
+    local argument key script=$1
     settings=$(awk '/^[a-z][a-z0-9_]*=[$][{]/ {found = 1; print; next} found && NF && !/^ *#/ {exit} {print}' "$1")
     variables=$(while IFS= read -r argument; do
         [[ ! $argument =~ $setting_line ]] || printf '%s\n' "${BASH_REMATCH[1]}"
@@ -45,6 +45,10 @@ read_arguments() {
     for argument; do
         key=${argument%%=*}
         if [[ $argument != *=* ]] || ! is_variable "$key"; then
+            if [[ $script == experiments/* && $key =~ ^[a-z_0-9]+$ ]] && grep -q "^$key=[$]{" distill.sh; then
+                fail "$key is a variable of distill.sh, which this script calls; set it before the command:" \
+                    "$key=... bash $script"
+            fi
             key=${key//[!A-Za-z0-9_-]/?}
             fail "${key:0:60} is not a VARIABLE=VALUE of this script; the nearest is $(nearest "${key:0:60}")=," \
                 "--help lists all"
@@ -151,6 +155,13 @@ print_settings() {
 
 # --- checks
 
+# Ends the script with the exit status of a call that checked flags: 2 after a message, otherwise Python did not run it.
+end_after_check() {
+    [[ $1 == 2 ]] || echo "${0##*/}: python=$python cannot run the scripts; install the packages with 'make install'," \
+        "or set python" >&2
+    exit "$1"
+}
+
 # Ends the script unless each of these variables is yes or no.
 check_yes_no() {
     local name
@@ -167,7 +178,7 @@ check_exists() {
     for name; do
         [[ -n ${!name} ]] || continue
         case $name in
-            *_model) [[ -e ${!name}/config.json || -e ${!name}/bert_config.json || ${!name} =~ $hub_id ]] ;;
+            *_model | encoder) [[ -e ${!name}/config.json || -e ${!name}/bert_config.json || ${!name} =~ $hub_id ]] ;;
             *) [[ -r ${!name} ]] ;;
         esac || fail "$name=${!name} does not exist; $advice, or set $name"
     done
@@ -242,6 +253,11 @@ measures() {
 }
 
 # --- the recipes in experiments/. They set `data`, `models` and `runs`.
+
+# Prints what the recipe does next. Call: part WHAT
+part() {
+    printf '\n=== %s\n' "$*"
+}
 
 # Runs a command unless its output exists. Call: make OUTPUT COMMAND...
 make() {

@@ -92,10 +92,11 @@ def parse_args() -> argparse.Namespace:
         help="the last column of the run (default: bert_ and the aggregation; with --interpolate_with also "
         "_interpolated)",
     )
-    parser.add_argument("--interpolate_with", metavar="RUN", help="the run of the first stage, which was re-ranked")
-    parser.add_argument("--interpolation_weight", type=float, metavar="W", help="weight of the ranker, from 0 to 1")
-    parser.add_argument("--tune_on", metavar="QRELS", help="relevance judgments of dev queries, to choose the weight")
-    parser.add_argument("--tune_measure", metavar="MEASURE", help="the measure of --tune_on (default: MRR@10)")
+    mixture = parser.add_argument_group("interpolation with the first stage")
+    mixture.add_argument("--interpolate_with", metavar="RUN", help="the run of the first stage, which was re-ranked")
+    mixture.add_argument("--interpolation_weight", type=float, metavar="W", help="weight of the ranker, from 0 to 1")
+    mixture.add_argument("--tune_on", metavar="QRELS", help="relevance judgments of dev queries, to choose the weight")
+    mixture.add_argument("--tune_measure", metavar="MEASURE", help="the measure of --tune_on (default: MRR@10)")
     parser.add_argument("--skip_malformed", action="store_true", help="skip malformed lines and list them")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     return parser.parse(check_args)

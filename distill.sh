@@ -117,7 +117,8 @@ flags=(--distill_model="$distill_model_type" --att_weight="$att_weight" --rep_we
     --device="$device" --precision="$precision" --fp16_backend="$fp16_backend" --fp16_opt_level="$fp16_opt_level"
     --train_loss_step="$train_loss_step" --save_model_step="$save_model_step" --keep_checkpoints="$keep_checkpoints"
     --tensorboard_dir="$tensorboard_dir" --deterministic="$deterministic")
-"$python" distill.py "${flags[@]}" --features_file="$train_pairs" --dev_features_file="$dev_pairs" --check_flags
+"$python" distill.py "${flags[@]}" --features_file="$train_pairs" --dev_features_file="$dev_pairs" --check_flags ||
+    end_after_check $?
 print_settings
 
 [[ $collection != python_docs ]] || run env max_seq_length="$max_seq_length" device="$device" precision="$precision" \

@@ -53,15 +53,16 @@ OUTPUT_FEATURES_FILE.rejected.tsv.
 The features record the name and the SHA-256 of --raw_data_file. For this the file is read once more, at about 1 GB in a
 second.""",
     )
-    parser.add_argument(
+    files = parser.add_argument_group("data and model")
+    files.add_argument(
         "--set_name",
         choices=SET_NAMES,
         required=True,
         help="train pairs have labels, dev and test pairs have none; general is plain text",
     )
-    parser.add_argument("--raw_data_file", type=Path, required=True, help="the pairs, or the plain text")
-    parser.add_argument("--output_features_file", type=Path, required=True, help="the features to write")
-    parser.add_argument(
+    files.add_argument("--raw_data_file", type=Path, required=True, help="the pairs, or the plain text")
+    files.add_argument("--output_features_file", type=Path, required=True, help="the features to write")
+    files.add_argument(
         "--bert_model_dir",
         required=True,
         help="the model with the vocabulary: a directory, or an id of the Hugging Face Hub",
@@ -88,8 +89,8 @@ second.""",
         action="store_true",
         help="skip malformed pairs, and list them; not for general, where it would join the lines before and after",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
-    only = parser.add_mutually_exclusive_group()
+    files.add_argument("--overwrite", action="store_true", help="replace the features file if it exists")
+    only = files.add_mutually_exclusive_group()
     only.add_argument(
         "--if_stale",
         action="store_true",

@@ -70,24 +70,25 @@ A title is also removed from the start of the body. A document gives one query a
 documents decide which documents give one.""",
     )
     add_collection_arguments(parser, queries=False)
-    parser.add_argument(
+    queries = parser.add_argument_group("pseudo-queries")
+    queries.add_argument(
         "--kind", choices=tuple(MIN_WORDS), default="title", help="what becomes a query (default title)"
     )
-    parser.add_argument("--num", type=int, default=4000, help="most queries (default 4000)")
-    parser.add_argument(
+    queries.add_argument("--num", type=int, default=4000, help="most queries (default 4000)")
+    queries.add_argument(
         "--min_words", type=int, help="fewest words of a query (default: 4 of a title, 6 of a sentence)"
     )
-    parser.add_argument("--max_words", type=int, default=30, help="most words of a query (default 30)")
-    parser.add_argument(
+    queries.add_argument("--max_words", type=int, default=30, help="most words of a query (default 30)")
+    queries.add_argument(
         "--first_words", type=int, help="take sentences only from so many first words of a body (default: from all)"
     )
-    parser.add_argument(
+    queries.add_argument(
         "--remove_all_titles",
         action="store_true",
         help="also remove the titles of all other documents: a model that is trained with negatives from them would "
         "learn that a passage without a title is relevant",
     )
-    parser.add_argument(
+    queries.add_argument(
         "--not_in",
         type=Path,
         action="append",
@@ -95,13 +96,14 @@ documents decide which documents give one.""",
         metavar="QUERIES",
         help="queries that no pseudo-query may equal, such as those of the test; can be given several times",
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
-    parser.add_argument("--output_queries_file", type=Path, required=True, help="the queries to write, packed if .gz")
-    parser.add_argument("--output_qrels_file", type=Path, required=True, help="the relevance judgments to write")
-    parser.add_argument(
+    queries.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_queries_file", type=Path, required=True, help="the queries to write, packed if .gz")
+    output.add_argument("--output_qrels_file", type=Path, required=True, help="the relevance judgments to write")
+    output.add_argument(
         "--output_collection_file", type=Path, required=True, help="the collection to write, .jsonl or .jsonl.gz"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
+    output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     args.min_words = MIN_WORDS[args.kind] if args.min_words is None else args.min_words
     for name in ("num", "min_words", "first_words"):

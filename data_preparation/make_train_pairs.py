@@ -46,31 +46,34 @@ collection, or have no body, are skipped and counted. A query without remaining 
     )
     add_collection_arguments(parser, qrels=True, candidates=True)
     add_passage_arguments(parser)
-    parser.add_argument(
+    positives = parser.add_argument_group("positives")
+    positives.add_argument(
         "--min_relevance", type=int, default=1, help="least relevance of a relevant document (default 1)"
     )
-    parser.add_argument(
+    positives.add_argument(
         "--max_positive_passages", type=int, help="take only so many first passages of a relevant document"
     )
-    parser.add_argument(
+    negatives = parser.add_argument_group("negatives")
+    negatives.add_argument(
         "--num_negatives",
         type=int,
         default=4,
         help="documents to sample from each query's candidates, one passage of each (default 4: more than the one "
         "positive that filter_positives.py keeps, because most candidates are not relevant)",
     )
-    parser.add_argument("--negatives_from_rank", type=int, default=1, help="best rank to sample from (default 1)")
-    parser.add_argument("--negatives_to_rank", type=int, default=100, help="last rank to sample from (default 100)")
-    parser.add_argument(
+    negatives.add_argument("--negatives_from_rank", type=int, default=1, help="best rank to sample from (default 1)")
+    negatives.add_argument("--negatives_to_rank", type=int, default=100, help="last rank to sample from (default 100)")
+    negatives.add_argument(
         "--num_random_negatives",
         type=int,
         default=0,
         help="more documents to sample for each query, from those that all queries have so far (default 0)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
-    parser.add_argument("--output_pairs_file", type=Path, required=True, help="the pairs to write, packed if .gz")
-    parser.add_argument("--output_positives_file", type=Path, help="positives without labels to write, packed if .gz")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
+    negatives.add_argument("--seed", type=int, default=42, help="of the sampling (default 42)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_pairs_file", type=Path, required=True, help="the pairs to write, packed if .gz")
+    output.add_argument("--output_positives_file", type=Path, help="positives without labels to write, packed if .gz")
+    output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     args = parser.parse_args()
     for name, least in (
         ("min_relevance", 1),

@@ -46,11 +46,12 @@ def split_into_passages(
 
 def add_passage_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--window`, `--stride` and `--max_passages`."""
-    parser.add_argument("--window", type=int, default=WINDOW, help=f"words per passage (default {WINDOW})")
-    parser.add_argument(
+    group = parser.add_argument_group("passages")
+    group.add_argument("--window", type=int, default=WINDOW, help=f"words per passage (default {WINDOW})")
+    group.add_argument(
         "--stride", type=int, default=STRIDE, help=f"words from one start to the next (default {STRIDE})"
     )
-    parser.add_argument(
+    group.add_argument(
         "--max_passages",
         type=int,
         help="most passages of a document: the last one, and the first ones (default: all)",

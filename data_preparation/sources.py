@@ -31,29 +31,30 @@ def add_collection_arguments(
     parser: argparse.ArgumentParser, *, queries: bool = True, qrels: bool = False, candidates: bool = False
 ) -> None:
     """Adds `--collection`, and as asked for `--queries` with `--split`, `--qrels` and `--candidates`."""
-    parser.add_argument(
+    group = parser.add_argument_group("input")
+    group.add_argument(
         "--collection",
         required=True,
         help="a MS MARCO file of documents (tab-separated: docid, url, title, body), a BEIR folder (corpus.jsonl, "
         "queries, qrels), a .jsonl corpus (_id, title, text), all .gz or not, or ir_datasets:ID",
     )
     if queries:
-        parser.add_argument(
+        group.add_argument(
             "--queries",
             type=Path,
             help="query_id and text, tab-separated, or .jsonl (_id, text); default: those of the folder or dataset",
         )
-        parser.add_argument(
+        group.add_argument(
             "--split",
             help="of a BEIR folder: reads queries.SPLIT.tsv and qrels/SPLIT.tsv (or qrels.SPLIT.txt); of a "
             "queries.jsonl with all splits only the queries in the qrels of this split are taken",
         )
     if qrels:
-        parser.add_argument(
+        group.add_argument(
             "--qrels", type=Path, help="relevance judgments, TREC or BEIR; default: those of the folder or dataset"
         )
     if candidates:
-        parser.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
+        group.add_argument("--candidates", type=Path, help="a TREC run; default: that of the dataset, if it has one")
 
 
 def open_collection(args: argparse.Namespace) -> Collection:
@@ -133,7 +134,8 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
             raise InputError(f"--split: {folder} has no split '{split}'{_splits_there(folder)}")
         queries_file = of_split or queries_file
     if "queries" in own and queries_file is None:
-        raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{_splits_there(folder)}")
+        splits = _splits_there(folder) if split is None else ""
+        raise InputError(f"--queries: {folder} has no queries.jsonl or queries.tsv{splits}")
     if split is None and qrels_file is None and {"queries", "qrels"} <= own and (splits := _splits_there(folder)):
         raise InputError(f"--split: {folder} has no qrels.txt or qrels.tsv{splits}, or name --queries and --qrels")
     # One file has the queries of all splits: those in the qrels of this split belong to it.
@@ -141,7 +143,13 @@ def _open_folder(folder: Path, split: str | None, own: set[str]) -> Collection:
     qrels = read_qrels_with_note(qrels_file) if qrels_file and ("qrels" in own or only_in_qrels) else None
     queries = read_queries(queries_file) if "queries" in own else {}
     if only_in_qrels:
-        queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+        in_qrels = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+        if queries and not in_qrels:
+            raise InputError(
+                f"--queries: no query of {queries_file} is in {qrels_file}; the ids differ, such as "
+                f"{next(iter(queries))} and {next(iter(qrels))}"
+            )
+        queries = in_qrels
     return _open_file(corpus)._replace(queries=queries, qrels=qrels if "qrels" in own else None)
 
 

@@ -4,6 +4,7 @@
 # Existing outputs are not made again, so the same command resumes after a stop. To make a part again, remove it and
 # everything that was made from it. Edit the variables below, or set them for one command. SciFact takes about 90
 # minutes on 2 cores of a CPU with bfloat16 (no GPU), 3 GB of memory and 1 GB of disk. results/scifact/ has its figures.
+# Other variables of distill.sh, such as precision, are set before the command:   precision=fp32 bash experiments/beir.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./common.sh
@@ -48,8 +49,12 @@ python=${python:-$default_python}           # the Python interpreter. Default: .
 
 [[ -n $source ]] || fail "set source to a BEIR folder or to ir_datasets:beir/NAME"
 data=data/$name models=models/$name runs=runs/$name
+check_exists "make it first" encoder
+[[ ! -e $data/source.txt || $(<"$data/source.txt") == "$source" || $(<"$data/source.txt") -ef $source ]] ||
+    fail "$data was made from $(<"$data/source.txt"), not from source=$source; set another name, or remove $data and $models"
 export collection=$name max_seq_length do_lower_case train_batch_size device python
 mkdir -p "$data" "$models" "$runs"
+printf '%s\n' "$source" >"$data/source.txt"
 
 # Sets split_flags for a split of the collection.
 of_split() {
@@ -60,6 +65,7 @@ of_split() {
 }
 
 # --- candidates
+part "candidates: BM25 of $source"
 of_split "$train_split"
 prepare "$data/top100.train" make_candidates "${split_flags[@]}" --output_run_file "$data/top100.train" \
     --output_qrels_file "$data/qrels.all.tsv" --overwrite
@@ -77,6 +83,7 @@ else
 fi
 
 # --- pairs. Their reports are written last.
+part "pairs to train on and to re-rank"
 prepare "$data/test_pairs.tsv.report.json" make_rerank_pairs "${split_flags[@]}" --candidates "$data/top100.test" \
     --depth "$rerank_depth" --window "$window" --stride "$stride" --output_pairs_file "$data/test_pairs.tsv" --overwrite
 of_split "$train_split"
@@ -90,6 +97,7 @@ if [[ -z $encoder ]]; then
     encoder=models/encoder
     make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
+part "teacher: $encoder, fine-tuned"
 start=$encoder
 if [[ $pseudo_queries != 0 && ! -e $models/teacher/config.json ]]; then
     start=$models/pseudo_teacher
@@ -104,9 +112,11 @@ make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$dat
     general_student_model="$start" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
     num_train_epochs="$teacher_epochs" bash distill.sh
 
+part "positives that the teacher finds relevant"
 filter_pairs "$data/all_pairs.tsv" "$data/positives.tsv"
 
 # --- general student: layers of the encoder, distilled on plain text
+part "general student: layers $student_layers of $encoder"
 prepare "$data/text.txt" make_text --collection "$source" --max_documents "$general_documents" \
     --output_text_file "$data/text.txt"
 make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" \
@@ -119,6 +129,7 @@ make "$models/general_student/config.json" env distill_model_type=intermediate s
 
 # --- a student of each method, and the runs
 for method in $methods; do
+    part "student: $method"
     make "$models/student_$method/config.json" env distill_model_type="$method" learning_rate="$learning_rate" \
         num_train_epochs="$num_train_epochs" output_student_dir="$models/student_$method" bash distill.sh
     rerank "$runs" "$models/student_$method"

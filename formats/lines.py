@@ -194,7 +194,8 @@ def read_json_lines(
             if "\\u" in line:  # an escape can be a surrogate, which UTF-8 cannot hold
                 json.dumps(row, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} line {number}: no JSON that can be used: {error}") from None
+            reason = error if line.strip() else "the line is empty; remove it"
+            raise InputError(f"{path} line {number}: no JSON that can be used: {reason}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path} line {number}: {type(row).__name__} where a JSON object {{...}} is needed")
         yield number, row

@@ -235,7 +235,12 @@ def _qrel_rows(path: str | Path, on_malformed: OnMalformed | None) -> Iterator[t
 
 
 def _qrel(line: str, names: tuple[str, ...]) -> Qrel:
-    query_id, *_, doc_id, relevance = _columns(line, names)
+    try:
+        query_id, *_, doc_id, relevance = _columns(line, names)
+    except ValueError as error:
+        if len(names) == 4 and len(_COLUMN.findall(line)) == 3:
+            raise ValueError(f"{error}; BEIR's three columns need the first line '{' '.join(_BEIR_HEADER)}'") from None
+        raise
     if not _INTEGER.fullmatch(relevance):
         raise ValueError(f"relevance '{relevance}' is not an integer")
     return Qrel(query_id, doc_id, int(relevance))

@@ -51,13 +51,21 @@ class RankerOutput:
     queries_keys: dict[int, tuple[torch.Tensor, torch.Tensor]]  # (B, h, T, e) each
 
 
+def _embedding(count: int, size: int, padding_idx: int | None = None) -> nn.Embedding:
+    """An embedding without values: `set_initial_values` sets them.
+
+    nn.Embedding draws values itself, and on the device `meta` this imports a compiler: most of a second.
+    """
+    return nn.Embedding(count, size, padding_idx, _weight=torch.empty(count, size))
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         d = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, d)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
+        self.word_embeddings = _embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
+        self.position_embeddings = _embedding(config.max_position_embeddings, d)
+        self.token_type_embeddings = _embedding(config.type_vocab_size, d)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

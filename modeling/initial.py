@@ -16,7 +16,12 @@ def initial_values(shape: torch.Size, std: float, generator: torch.Generator | N
 
 @torch.no_grad()
 def set_initial_values(model: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
-    """Sets all parameters, in their order, to initial values, and the embedding of padding to 0."""
+    """Sets all parameters, in their order, to initial values, and the embedding of padding to 0.
+
+    A model on the device `meta` has no values, and stays as it is.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
     for name, parameter in model.named_parameters():
         if name.endswith("LayerNorm.weight"):
             parameter.fill_(1.0)

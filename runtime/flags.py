@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -10,8 +11,21 @@ from runtime.ranks import check_environment, world_size
 from runtime.script import error_message, one_line
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Marks required flags, and shows each default that the help text does not tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.option_strings and action.required:
+            return f"{text} (required)"
+        is_number_or_name = isinstance(action.default, int | float | str) and not isinstance(action.default, bool)
+        if is_number_or_name and action.default != argparse.SUPPRESS and "default" not in text:
+            return f"{text} (default: %(default)s)"
+        return text
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with two more forms of flags, and with errors in one line.
+    """argparse's parser with two more forms of flags, errors in one line, and a usage line of what is required.
 
     `--flag=`, with nothing after the `=`, leaves the flag at its default. A flag without a value takes `=yes`, and
     `=no`; `=no` is the same as no flag.
@@ -20,9 +34,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, is_distributed: bool = False) -> None:
-        super().__init__(
-            usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, description=description
-        )
+        super().__init__(formatter_class=_HelpFormatter, description=description)
         self._is_distributed = is_distributed
 
     def parse(self, check: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
@@ -67,6 +79,27 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse.BooleanOptionalAction):
             return [flag if value == "yes" else f"--no-{flag.removeprefix('--')}"]
         return [flag] if value == "yes" else []
+
+    def format_help(self) -> str:
+        """Returns the help text. Its usage line has the required flags and the files alone."""
+        parts = [self.prog]
+        for action in self._actions:
+            value = str(action.metavar or action.dest.upper())
+            if not action.option_strings:
+                parts.append(f"{value} [{value} ...]" if action.nargs == "+" else value)
+            elif action.required:
+                choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else value
+                parts.append(f"{action.option_strings[0]} {choices}")
+        # a flag and its value stay on one line
+        lines = textwrap.wrap(
+            " ".join(part.replace(" ", "\0") for part in [*parts, "[flags]"]),
+            width=92,
+            subsequent_indent=" " * 7,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self.usage = "\n".join(lines).replace("\0", " ").replace("%", "%%")
+        return super().format_help()
 
     def error(self, message: str) -> None:
         """Ends the script with exit status 2 and one line on stderr, which only rank 0 prints."""

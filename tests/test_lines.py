@@ -56,6 +56,7 @@ def test_json_lines(tmp_path):
     ("line", "message"),
     [
         ('{"a": 1,}', "no JSON that can be used"),
+        (" ", "the line is empty; remove it"),
         ('{"a": "\\udc00"}', "no JSON that can be used"),
         ('{"\\ud800": "a"}', "no JSON that can be used"),
         ('{"a": ' + "9" * 5000 + "}", "no JSON that can be used"),

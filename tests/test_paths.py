@@ -5,10 +5,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from locale_server import LocaleServer
 from small_collection import random_collection, write_collection
 from tiny import (
     MAX_SEQ_LENGTH,
@@ -148,12 +149,40 @@ def test_scripts_take_any_path(home: Path) -> None:
     run_the_tools(home, run_main)
 
 
+@pytest.fixture(scope="module", params=LOCALES)
+def run_in_locale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """As `in_locale`, faster: a server of the locale forks a process for each call."""
+    with LocaleServer(ONE_THREAD | LOCALES[request.param], tmp_path_factory.mktemp("streams")) as server:
+        yield lambda *arguments: Finished(*server.run(*arguments))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("locale", LOCALES)
-def test_scripts_take_any_path_in_any_locale(home: Path, locale: str) -> None:
-    run_the_five_scripts(home, in_locale(locale))
+def test_scripts_take_any_path_in_any_locale(home: Path, run_in_locale: Run) -> None:
+    run_the_five_scripts(home, run_in_locale)
     assert (home / f"student{home.name.removeprefix('home')}" / "training_curves.png").exists()
-    run_the_tools(home, in_locale(locale))
+    run_the_tools(home, run_in_locale)
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_the_server_of_a_locale_is_as_a_new_process(locale: str, tmp_path: Path) -> None:
+    """Its encodings, and what a script prints and decodes."""
+    script = tmp_path / "show.py"
+    script.write_text(
+        "import sys\n"
+        "names = [sys.getfilesystemencoding(), sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors]\n"
+        "print(names, [ascii(part) for part in sys.argv[1:]])\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "print('\\u00e9', file=sys.stderr)\n"
+        "print('\\u00e9')\n"
+    )
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff \xc3\xa9")
+    expected = in_locale(locale)(script, name)
+    os.unlink(name)
+    with LocaleServer(ONE_THREAD | LOCALES[locale], tmp_path) as server:
+        done = Finished(*server.run(script, name))
+    assert os.path.exists(name)
+    assert done.stdout == expected.stdout and (done.status == 0) == (expected.status == 0)
+    assert done.stderr.splitlines()[0] == expected.stderr.splitlines()[0]
 
 
 @pytest.mark.parametrize("home", ["not UTF-8"], indirect=True)

@@ -93,6 +93,34 @@ def flags_of(calls: list[list[str]], script: str) -> list[dict[str, str]]:
     ]
 
 
+def test_a_mistake_in_a_recipe_is_told_before_anything_is_made(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "my beir").mkdir()
+    (tmp_path / "other").mkdir()
+    source = tmp_path / "my beir"
+    done = run_recipe(project, "beir.sh", only_record, name="x", source=str(source), encoder=str(tmp_path / "none"))
+    assert (done.returncode, done.calls) == (2, [])
+    assert done.stderr == f"beir.sh: encoder={tmp_path}/none does not exist; make it first, or set encoder\n"
+    assert not (project / "data").exists()
+
+    # another collection under the same name would get the first one's files
+    data = project / "data" / "x"
+    data.mkdir(parents=True)
+    (data / "source.txt").write_text(f"{source}\n")
+    done = run_recipe(project, "beir.sh", only_record, name="x", source=str(tmp_path / "other"), methods="")
+    assert (done.returncode, done.calls) == (2, [])
+    assert done.stderr.startswith(f"beir.sh: data/x was made from {source}, not from source={tmp_path}/other; ")
+    for same in (str(source), f"{source}/"):
+        done = run_recipe(project, "beir.sh", only_record, name="x", source=same, methods="")
+        assert "was made from" not in done.stderr and "=== candidates: BM25 of" in done.stdout
+
+    done = run_bash(project / "experiments/beir.sh", {}, project, only_record, ["name=x", "teacher_check=no"])
+    assert (done.returncode, done.calls) == (2, [])
+    assert done.stderr == (
+        "beir.sh: teacher_check is a variable of distill.sh, which this script calls; set it before the command: "
+        "teacher_check=... bash experiments/beir.sh\n"
+    )
+
+
 def test_a_teacher_that_is_trained_on_pseudo_queries_first(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "beir"
     folder.mkdir()
@@ -239,7 +267,7 @@ def test_the_split_of_a_source_is_named_as_it_has_to_be(project: Path) -> None:
         return Finished(0 if "make_candidates" in script else 3, "", "")
 
     def first_calls(**variables: str) -> list[list[str]]:
-        done = run_recipe(project, "beir.sh", answer, **variables)
+        done = run_recipe(project, "beir.sh", answer, name=f"{len(variables)} {variables['source'][:4]}", **variables)
         assert done.returncode == 3, done.stderr
         return [call[1 : call.index("--output_run_file")] for call in done.calls if "--output_run_file" in call]
 

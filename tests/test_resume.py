@@ -260,6 +260,10 @@ def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uni
     generator = random.Random(1)
     output = tmp_path / "out"
     killed = finished = 0
+    start = time.monotonic()
+    assert run_forked(tmp_path, "distill.py", *arguments(inputs, output)).status == 0
+    seconds = time.monotonic() - start  # of a whole run
+    shutil.rmtree(output)
 
     def kill_later(seconds: float) -> Callable[[], None]:
         def prepare() -> None:
@@ -274,7 +278,7 @@ def test_after_sigkill_at_fifty_random_moments(inputs: Path, tmp_path: Path, uni
 
     # each run resumes the one before, until one finishes; then the next starts from the beginning
     while killed < 50 or not finished:
-        prepare = kill_later(generator.uniform(0.01, 0.3))
+        prepare = kill_later(generator.uniform(0.02, 1) * seconds)
         status = run_forked(tmp_path, "distill.py", *arguments(inputs, output, "--resume"), prepare=prepare).status
         assert status in (0, -signal.SIGKILL)
         killed += status != 0

@@ -429,13 +429,18 @@ def test_a_run_replaces_no_input_of_the_reranker(run: Run, variables: dict[str, 
 # --- arguments, settings, and the directory of the student
 
 
-def run_with(script: str, tmp_path: Path, *arguments: str, **variables: str) -> Ran:
-    """Runs a script with arguments, as if all calls of python succeeded."""
+def only_check_flags(*arguments: str) -> Finished:
+    """Checks the flags of the calls that do only this, as if all others succeeded."""
+    return run_python(*arguments) if "--check_flags" in arguments else only_record()
+
+
+def run_with(
+    script: str, tmp_path: Path, *arguments: str, answer: Callable[..., Finished] = only_record, **variables: str
+) -> Ran:
+    """Runs a script with arguments; `answer` runs its calls of python, by default as if all succeeded."""
     plain = {"collection": "mine", "features_file": str(tmp_path), "teacher_model": "some/teacher"}
     plain |= {"student_model": "some/student", "candidates_run": str(tmp_path), "qrels": str(tmp_path)}
-    return run_bash(
-        ROOT / script, plain | {"runs_dir": f"{tmp_path}/runs"} | variables, tmp_path, only_record, arguments
-    )
+    return run_bash(ROOT / script, plain | {"runs_dir": f"{tmp_path}/runs"} | variables, tmp_path, answer, arguments)
 
 
 def settings_of(done: Ran) -> dict[str, tuple[str, str]]:
@@ -596,10 +601,8 @@ def test_every_variable_counts_for_the_directory_or_does_not_change_the_student(
 
 
 def test_the_commands_of_the_pages_run_as_printed_and_in_any_order(tmp_path: Path) -> None:
-    """Each trains into a directory of its own. The number of processes has no effect on the student."""
-    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]).replace("\\\n", " ")
-    commands = set(re.findall(r"(?:\w+=[^\s`]+ +)*bash distill\.sh(?: \w+=[^\s`]+)*", text))
-    assignments = {tuple(sorted(command.replace("bash distill.sh", "").split())) for command in commands}
+    """distill.py accepts the flags. Each trains into a directory of its own; the number of processes has no effect."""
+    assignments = commands_of_the_pages("distill.sh")
     assignments = {words for words in assignments if not any("num_processes" in word for word in words)}
     assert len(assignments) >= 10
     directories = []
@@ -608,10 +611,33 @@ def test_the_commands_of_the_pages_run_as_printed_and_in_any_order(tmp_path: Pat
         for name in ("dev_pairs", "dev_qrels", "train_pairs"):
             if name in variables:
                 variables[name] = str(tmp_path)
-        done = run_with("distill.sh", tmp_path, **variables)
+        done = run_with("distill.sh", tmp_path, answer=only_check_flags, **variables)
         assert done.returncode == 0, (words, done.stderr)
         directories.append(next_command(done)[1].get("student_model"))
     assert len(set(directories)) == len(directories), directories
+
+
+def test_the_commands_of_the_pages_that_rerank_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "some" / "student").mkdir(parents=True)
+    (tmp_path / "some" / "student" / "config.json").touch()
+    student = {"student_model": f"{tmp_path}/some/student"}
+    assignments = commands_of_the_pages("reranker.sh")
+    assert len(assignments) >= 4
+    for words in sorted(assignments):
+        done = run_with("reranker.sh", tmp_path, *words, answer=only_check_flags, **student)
+        # no run is there to be measured, and a model of the page is not there
+        assert done.returncode == 0 or "does not exist; run 'bash distill.sh' first" in done.stderr, (words, done)
+        variables = dict(word.split("=", 1) for word in words if not word.startswith("student_model"))
+        done = run_with("reranker.sh", tmp_path, answer=only_check_flags, **student | variables)
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def commands_of_the_pages(script: str) -> set[tuple[str, ...]]:
+    """The variables of each command of a script that README.md and docs/ print."""
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]).replace("\\\n", " ")
+    command = re.escape(f"bash {script}")
+    found = re.findall(rf"((?:\w+=[^\s`]+ +)*){command}((?: \w+=[^\s`]+)*)", text)
+    return {tuple(sorted(f"{before} {after}".split())) for before, after in found}
 
 
 def test_the_python_of_the_environment_beside_the_scripts_is_taken(tmp_path: Path) -> None:
@@ -629,9 +655,12 @@ def test_the_python_of_the_environment_beside_the_scripts_is_taken(tmp_path: Pat
                "student_model": "some/student", "candidates_run": str(tmp_path), "qrels": str(tmp_path),
                "features_file": str(tmp_path)}  # fmt: skip
         done = run_bash(project / script, own, tmp_path, only_record)
-        assert done.returncode == 9 and done.stdout.startswith("called "), (script, done)
+        assert done.returncode == 9 and "\ncalled " in f"\n{done.stdout}", (script, done)
         done = run_bash(project / script, own | {"python": "false"}, tmp_path, only_record)
         assert done.returncode == 1 and "called" not in done.stdout
+        if script == "distill.sh":  # what a new user starts with
+            advice = "install the packages with 'make install', or set python"
+            assert done.stderr == f"distill.sh: python=false cannot run the scripts; {advice}\n"
 
 
 @pytest.mark.parametrize("distill_model_type", ["standard", "prediction", "hard"])

@@ -280,24 +280,32 @@ run_script(lambda: run_shell(["-c", stop], {}, "the row"))
     assert process.returncode == 128 + signal.SIGINT
 
 
+def start_distill_sh(home: Path, output: Path) -> subprocess.Popen:
+    own = {"collection": "mine", "train_pairs": "unused", "features_file": str(home / "features")}
+    own |= {"general_student_model": str(home / "general"), "teacher_model": "", "distill_model_type": "hard"}
+    own |= {"python": sys.executable, "train_loss_step": "1", "train_batch_size": "2", "device": "cpu"}
+    own |= {"max_seq_length": "17", "precision": "fp32", "save_model_step": "0", "output_student_dir": str(output)}
+    return subprocess.Popen(["bash", ROOT / "distill.sh"], env=ONE_THREAD | own, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """The directory of the inputs of `start_distill_sh`, and the weights of a student that was never stopped."""
+    home = tmp_path_factory.mktemp("whole")
+    write_published(home / "general", STUDENT, student_weights())
+    write_tiny_features(home / "features", count=300)
+    process = start_distill_sh(home, home / "student")
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    return home, (home / "student" / "model.safetensors").read_bytes()
+
+
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_distill_sh_that_was_stopped_resumes(tmp_path: Path, number: int) -> None:
-    write_published(tmp_path / "general", STUDENT, student_weights())
-    write_tiny_features(tmp_path / "features", count=600)
-    own = {"collection": "mine", "train_pairs": "unused", "features_file": str(tmp_path / "features")}
-    own |= {"general_student_model": str(tmp_path / "general"), "teacher_model": "", "distill_model_type": "hard"}
-    own |= {"python": sys.executable, "train_loss_step": "1", "train_batch_size": "2", "device": "cpu"}
-    own |= {"max_seq_length": "17", "precision": "fp32", "save_model_step": "0"}
-
-    def start(name: str) -> subprocess.Popen:
-        environment = ONE_THREAD | own | {"output_student_dir": str(tmp_path / name)}
-        return subprocess.Popen(["bash", ROOT / "distill.sh"], env=environment, stderr=subprocess.PIPE, text=True)
-
-    start("whole").communicate(timeout=120)
-    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
-    process = start("out")
+def test_distill_sh_that_was_stopped_resumes(tmp_path: Path, whole_run: tuple[Path, bytes], number: int) -> None:
+    home, whole = whole_run
+    process = start_distill_sh(home, tmp_path / "out")
     for line in process.stderr:
         if "step 3 of" in line:
             break
@@ -305,7 +313,7 @@ def test_distill_sh_that_was_stopped_resumes(tmp_path: Path, number: int) -> Non
     process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 75)
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
-    process = start("out")
+    process = start_distill_sh(home, tmp_path / "out")
     process.communicate(timeout=120)
     assert process.returncode == 0
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole

