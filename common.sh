@@ -282,8 +282,8 @@ filter_pairs() {
         --output_pairs_file="$data/train_pairs.tsv" --overwrite
 }
 
-# Makes pseudo_pairs.tsv, to train a teacher before its own pairs: pseudo-queries of a collection, each with its document
-# and with one of its candidates. A passage is a whole document, of which max_seq_length tokens are read; of several
+# Makes pseudo_pairs.tsv, which a teacher learns from before its own pairs: pseudo-queries of a collection, each with its document
+# and with pseudo_negatives of its candidates. A passage is a whole document, of which max_seq_length tokens are read; of several
 # passages, the first one would stand out. No pseudo-query equals one of the queries. The reports are written last.
 # Call: make_pseudo_pairs COLLECTION QUERIES
 make_pseudo_pairs() {
@@ -295,7 +295,7 @@ make_pseudo_pairs() {
         --output_queries_file "$data/pseudo_queries.tsv" --output_qrels_file "$data/pseudo_qrels.tsv" --overwrite
     prepare "$data/pseudo_top100" make_candidates "${pseudo[@]}" --output_run_file "$data/pseudo_top100"
     prepare "$data/pseudo_pairs.tsv.report.json" make_train_pairs "${pseudo[@]}" \
-        --candidates "$data/pseudo_top100" --window 1000000 --stride 1000000 --num_negatives 1 \
+        --candidates "$data/pseudo_top100" --window 1000000 --stride 1000000 --num_negatives "$pseudo_negatives" \
         --output_pairs_file "$data/pseudo_pairs.tsv" --overwrite
 }
 

@@ -32,18 +32,21 @@ best_positives=${best_positives:-2}         # number of positives to keep per do
 encoder=${encoder:-}                        # model directory or id to make the teacher from. Default: all-MiniLM-L6-v2
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 student_layers=${student_layers:-2,4,6}     # layers of the encoder that the general student starts from
-general_documents=${general_documents:-2500} # number of documents whose text the general student learns from
+general_documents=${general_documents:-2500} # without pseudo-queries: documents whose text the general student learns from
 methods=${methods-hard standard tinybert simplified} # empty: stop before the students
 
 # --- training
 train_batch_size=${train_batch_size:-8}     # examples per step; the paper has 64, for a hundred times as many pairs
-teacher_learning_rate=${teacher_learning_rate:-2e-5} # with 5e-5 and few steps MiniLM learned very little
+teacher_batch_size=${teacher_batch_size:-16} # examples per step of the teacher, and of all that learn from pseudo-queries
+teacher_learning_rate=${teacher_learning_rate:-3e-5} # the highest value
 teacher_epochs=${teacher_epochs:-1}
 learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for many more steps
 num_train_epochs=${num_train_epochs:-2}     # of the students
-pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the teacher is trained on first; 0: none
+pseudo_queries=${pseudo_queries:-5200}      # number of pseudo-queries that teacher and general student learn from first
+                                            # (docs/data.md), at most; 0: none
 pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence for documents without titles
-pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
+pseudo_negatives=${pseudo_negatives:-2}     # negatives of each, sampled from its 100 candidates
+pseudo_learning_rate=${pseudo_learning_rate:-5e-5} # of the teacher's epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
@@ -97,33 +100,40 @@ if [[ -z $encoder ]]; then
     encoder=models/encoder
     make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
-part "teacher: $encoder, fine-tuned"
-start=$encoder
-if [[ $pseudo_queries != 0 && ! -e $models/teacher/config.json ]]; then
-    start=$models/pseudo_teacher
+pretrained=$encoder
+if [[ $pseudo_queries != 0 ]]; then
+    part "pseudo-queries: ${pseudo_kind}s of the documents; a teacher for them"
+    pretrained=$models/pseudo_teacher
     LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
         >"$data/queries.test.tsv"
     make_pseudo_pairs "$source" "$data/queries.test.tsv"
-    make "$start/config.json" env distill_model_type=hard train_pairs="$data/pseudo_pairs.tsv" \
-        general_student_model="$encoder" output_student_dir="$start" learning_rate="$pseudo_learning_rate" \
-        num_train_epochs=1 bash distill.sh
+    make "$pretrained/config.json" env distill_model_type=hard train_pairs="$data/pseudo_pairs.tsv" \
+        general_student_model="$encoder" output_student_dir="$pretrained" learning_rate="$pseudo_learning_rate" \
+        num_train_epochs=1 train_batch_size="$teacher_batch_size" bash distill.sh
 fi
+part "teacher: $pretrained, fine-tuned"
 make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$data/all_pairs.tsv" \
-    general_student_model="$start" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
-    num_train_epochs="$teacher_epochs" bash distill.sh
+    general_student_model="$pretrained" output_student_dir="$models/teacher" learning_rate="$teacher_learning_rate" \
+    num_train_epochs="$teacher_epochs" train_batch_size="$teacher_batch_size" bash distill.sh
 
 part "positives that the teacher finds relevant"
 filter_pairs "$data/all_pairs.tsv" "$data/positives.tsv"
 
-# --- general student: layers of the encoder, distilled on plain text
+# --- general student: layers of the encoder. It learns to imitate the layers of the pseudo-queries' teacher on their
+# pairs; without pseudo-queries, those of the encoder on plain text.
 part "general student: layers $student_layers of $encoder"
-prepare "$data/text.txt" make_text --collection "$source" --max_documents "$general_documents" \
-    --output_text_file "$data/text.txt"
 make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" \
     --layers "$student_layers" --output_dir "$models/layers"
-make "$models/general_student/config.json" env distill_model_type=intermediate set_name=general \
-    train_pairs="$data/text.txt" teacher_model="$encoder" general_student_model="$models/layers" \
-    output_student_dir="$models/general_student" learning_rate="$learning_rate" num_train_epochs=1 bash distill.sh
+general=(env distill_model_type=intermediate teacher_model="$pretrained" general_student_model="$models/layers"
+    output_student_dir="$models/general_student" learning_rate="$learning_rate" num_train_epochs=1)
+if [[ $pseudo_queries != 0 ]]; then
+    general+=(train_pairs="$data/pseudo_pairs.tsv" train_batch_size="$teacher_batch_size")
+else
+    prepare "$data/text.txt" make_text --collection "$source" --max_documents "$general_documents" \
+        --output_text_file "$data/text.txt"
+    general+=(set_name=general train_pairs="$data/text.txt")
+fi
+make "$models/general_student/config.json" "${general[@]}" bash distill.sh
 
 [[ -n $methods ]] || exit 0
 

@@ -9,7 +9,7 @@ from data_preparation.pseudo_queries import normalize
 from experiments.python_docs.docstrings import Function, Source
 from runtime.errors import InputError
 
-SPLITS = ("train", "test")
+RANKED = ("dev", "test")  # the splits whose candidates are re-ranked
 MIN_QUERY_WORDS = 4
 
 
@@ -81,19 +81,25 @@ def is_query(function: Function) -> bool:
     )
 
 
-def sample_queries(queries: list[Query], num_train: int, num_test: int, seed: int) -> dict[str, list[Query]]:
-    """Returns `{"train": queries, "test": queries}`, sampled by a hash of seed and text, in the collection's order.
+def sample(queries: list[Query], count: int, seed: int) -> set[Query]:
+    """Samples at most `count` queries: those with the lowest SHA-256 of seed and text."""
+    return set(_shuffled(queries, seed)[:count])
 
-    Raises InputError if there are too few queries.
+
+def split_queries(queries: list[Query], num_dev: int, num_test: int, seed: int) -> dict[str, list[Query]]:
+    """Returns `{"test": queries, "dev": queries, "train": the others}`, sampled as `sample` does.
+
+    Each list is in the collection's order. Raises InputError if there are too few queries.
     """
-    if len(queries) < num_train + num_test:
+    if len(queries) < num_dev + num_test:
         raise InputError(
-            f"--num_train_queries and --num_test_queries ask for {num_train} + {num_test} queries, "
+            f"--num_dev_queries and --num_test_queries ask for {num_dev} + {num_test} queries, "
             f"but the collection has {len(queries)}; lower them, or use another --source_dir"
         )
-    shuffled = sorted(queries, key=lambda query: hashlib.sha256(f"{seed} {normalize(query.text)}".encode()).digest())
-    test, train = shuffled[:num_test], shuffled[num_test : num_test + num_train]
-    return {
-        split: sorted(part, key=lambda query: int(query.query_id))
-        for split, part in zip(SPLITS, (train, test), strict=True)
-    }
+    shuffled = _shuffled(queries, seed)
+    parts = {"test": shuffled[:num_test], "dev": shuffled[num_test:][:num_dev], "train": shuffled[num_test + num_dev :]}
+    return {split: sorted(part, key=lambda query: int(query.query_id)) for split, part in parts.items()}
+
+
+def _shuffled(queries: list[Query], seed: int) -> list[Query]:
+    return sorted(queries, key=lambda query: hashlib.sha256(f"{seed} {normalize(query.text)}".encode()).digest())
