@@ -2,8 +2,7 @@
 # Makes a table of every method for a BEIR collection: candidates, pairs, a teacher, filtered positives, a general
 # student, and a student of each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
 # Existing outputs are not made again, so the same command resumes after a stop. To make a part again, remove it and
-# everything that was made from it. Edit the variables below, or set them for one command. SciFact takes about 90
-# minutes on 2 cores of a CPU with bfloat16 (no GPU), 3 GB of memory and 1 GB of disk. results/scifact/ has its figures.
+# everything that was made from it. Edit the variables below, or set them for one command. results/scifact/ has figures.
 # Other variables of distill.sh, such as precision, are set before the command:   precision=fp32 bash experiments/beir.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +16,8 @@ source=${source:-}                          # a BEIR folder (absolute, or relati
 train_split=${train_split-train}            # split of the folder, or last part of the dataset's name, if any
 test_split=${test_split-test}               # the same for the test queries, if num_held_out is 0
 num_held_out=${num_held_out:-0}             # number of training queries to test with, if there is no test split
+not_held_out=${not_held_out:-0}             # number of training queries that settings were chosen on before, with
+                                            # num_held_out of this number; they are not among the held-out ones now
 
 # --- pairs
 window=${window:-75}                        # words in a passage; the paper has 150, for 256 tokens
@@ -74,9 +75,18 @@ prepare "$data/top100.train" make_candidates "${split_flags[@]}" --output_run_fi
     --output_qrels_file "$data/qrels.all.tsv" --overwrite
 train_qrels=$data/qrels.all.tsv
 if [[ $num_held_out != 0 ]]; then
-    train_qrels=$data/qrels.train.tsv
-    prepare "$data/qrels.test.tsv" split_queries --qrels "$data/qrels.all.tsv" --num_dev "$num_held_out" \
-        --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.tsv" --overwrite
+    train_qrels=$data/qrels.train.tsv rest=$data/qrels.all.tsv
+    if [[ $not_held_out != 0 ]]; then
+        rest=$data/qrels.rest.tsv
+        prepare "$data/qrels.before.tsv" split_queries --qrels "$data/qrels.all.tsv" --num_dev "$not_held_out" \
+            --output_train_qrels "$rest" --output_dev_qrels "$data/qrels.before.tsv" --overwrite
+    fi
+    if [[ ! -e $data/qrels.test.tsv ]]; then
+        prepare "$data/qrels.test.tsv" split_queries --qrels "$rest" --num_dev "$num_held_out" \
+            --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.new" --overwrite
+        [[ $not_held_out == 0 ]] || cat "$data/qrels.before.tsv" >>"$train_qrels"
+        mv "$data/qrels.test.new" "$data/qrels.test.tsv"
+    fi
     prepare "$data/top100.test" make_candidates "${split_flags[@]}" --qrels "$data/qrels.test.tsv" \
         --output_run_file "$data/top100.test"
 else
