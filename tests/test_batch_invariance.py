@@ -40,7 +40,7 @@ def pairs() -> list[list[int]]:
 
 
 def padded(pairs: list[list[int]]) -> dict[str, np.ndarray]:
-    lengths = np.array([len(pair) for pair in pairs[:20]])
+    lengths = np.array([len(pair) for pair in pairs])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.zeros_like(mask)
     ids[mask == 1] = np.concatenate(pairs)
@@ -48,7 +48,7 @@ def padded(pairs: list[list[int]]) -> dict[str, np.ndarray]:
 
 
 def scores(model: FrozenRanker, pairs: list[list[int]], tokens: int) -> np.ndarray:
-    lengths = np.array([len(pair) for pair in pairs[:20]])
+    lengths = np.array([len(pair) for pair in pairs])
     with tqdm(disable=True) as bar:
         return relevance_scores(model, lengths, lambda chosen: padded([pairs[i] for i in chosen]), tokens, bar)[0]
 
