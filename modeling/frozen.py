@@ -10,7 +10,6 @@ Letters in shapes: B batch, T tokens, N rows of all examples, d hidden size, h h
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection
 from itertools import accumulate
 from typing import NamedTuple
@@ -20,11 +19,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeling.bert import BertRanker, RankerOutput
+from modeling.int8 import quantized_linear
 from runtime.device import multiplies_bfloat16
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 # oneDNN compiles a matmul for each new shape. Sizes are rounded up to these multiples, so that there are few shapes.
 _ROWS, _KEYS = 64, 16
+_ROWS_IN_CACHE = 512  # of each thread
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -46,13 +47,17 @@ class _Layer(NamedTuple):
     output: Map
     output_norm: Map
 
+    def feed_forward(self, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.attention_norm(self.attention_output(context) + hidden)
+        return self.output_norm(self.output(self.intermediate(hidden)) + hidden)
+
 
 class FrozenRanker:
     """Computes what `BertRanker` computes in evaluation mode, without gradients, on the ranker's device.
 
     `precision` is fp32, fp16 (on CUDA), bf16, or int8 (on a CPU). int8 has weights in 8 bits with a scale for each
-    output, inputs of a matmul in 7 bits with a scale for each batch, and float32 for the rest. None is the ranker's
-    dtype. Weights are copied, so the ranker can change later.
+    output, inputs of a matmul in 8 bits with a scale for each token (modeling/int8.py), and float32 for the rest. None
+    is the ranker's dtype. Weights are copied, so the ranker can change later.
     """
 
     def __init__(self, ranker: BertRanker, precision: str | None = None):
@@ -104,7 +109,8 @@ class FrozenRanker:
         if is_padded:
             inputs = (x.flatten() for x in inputs)
         else:
-            extra = -sum(lengths) % _ROWS
+            # At least _KEYS more, so that the sizes of the last example are rounded up as those of all others.
+            extra = _KEYS + -(sum(lengths) + _KEYS) % _ROWS
             inputs = (F.pad(x[attention_mask.bool()], (0, extra)) for x in inputs)
         ids, positions, segments = (x.to(self.device, non_blocking=True) for x in inputs)  # (N,) each
         with torch.autocast(self.device.type, enabled=False):  # a surrounding autocast does not change the precision
@@ -116,8 +122,7 @@ class FrozenRanker:
                 cls_only = number == len(self._layers) and not returns_states
                 query, key, value, hidden = self._project(layer, hidden, rows, cls_only)
                 context = self._attend(query, key, value, rows, cls_only)  # (N or B, d)
-                hidden = layer.attention_norm(layer.attention_output(context) + hidden)  # (N or B, d)
-                hidden = layer.output_norm(layer.output(layer.intermediate(hidden)) + hidden)  # (N or B, d)
+                hidden = self._feed_forward(layer, context, hidden)  # (N or B, d)
                 if number in hidden_states_of:
                     hidden_states[number] = hidden
                 if number in queries_keys_of:
@@ -151,6 +156,14 @@ class FrozenRanker:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.mask)  # (B, h, T or 1, e)
         return context.transpose(1, 2).flatten(2).flatten(0, 1)
 
+    def _feed_forward(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What follows attention in a layer; (N or B, d) from `context` and the layer's input, both (N or B, d)."""
+        if not self._int8:
+            return layer.feed_forward(context, hidden)
+        # A part of the rows at a time, so that what lies between two matmuls stays in the processor's cache.
+        parts = zip(*(x.split(_ROWS_IN_CACHE * torch.get_num_threads()) for x in (context, hidden)), strict=True)
+        return torch.cat([layer.feed_forward(*part) for part in parts])
+
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(self.dtype, copy=True)
 
@@ -163,7 +176,7 @@ class FrozenRanker:
         weight = torch.cat([part.weight.detach() for part in parts])  # (out, in)
         bias = torch.cat([part.bias.detach() for part in parts])
         if self._int8:
-            return _quantized_linear(weight, bias)
+            return quantized_linear(weight, bias)
         return _linear_for_processor(weight.to(self.dtype), bias.to(self.dtype))
 
     def _layer(self, layer: nn.Module) -> _Layer:
@@ -208,15 +221,3 @@ def _linear_for_processor(weight: torch.Tensor, bias: torch.Tensor) -> Map:
         packed = onednn._reorder_linear_weight(weight, None)
         return lambda x: onednn._linear_pointwise(x, packed, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)
-
-
-def _quantized_linear(weight: torch.Tensor, bias: torch.Tensor) -> Map:
-    """A linear map with its weight in 8 bits. The input is quantized at each call."""
-    scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / 127  # (out,)
-    zeros = torch.zeros(len(weight), dtype=torch.int64)
-    with warnings.catch_warnings():
-        # Deprecated, but torch has no other matmul that also quantizes its input.
-        warnings.simplefilter("ignore", UserWarning)
-        quantized = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(quantized, bias.float())
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)
