@@ -12,13 +12,13 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import platform
 import random
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
+from importlib.machinery import PathFinder
 
 from data_preparation.candidates import bm25_candidates
 from data_preparation.passages import passage_spans, split_into_passages
@@ -129,9 +129,10 @@ def package_collection(
 ) -> tuple[list[Document], list[Query]]:
     """Returns an installed package's documents and queries; their ids begin with `name`. It is not imported.
 
-    Queries whose normalized text is in `held_out` are left out. A package that is not installed has none.
+    Queries whose normalized text is in `held_out` are left out. So are files that are not Python. A package that is not
+    installed has no documents.
     """
-    spec = importlib.util.find_spec(name)
+    spec = PathFinder.find_spec(name)
     sources = []
     for root in (spec and spec.submodule_search_locations) or ():
         for path in find_modules(Path(root)):
@@ -201,6 +202,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in args.packages:
         if not name.isidentifier():
             raise InputError(f"--packages: {name!r} is not the name of a package")
+        if args.packages.count(name) > 1:
+            raise InputError(f"--packages: {name} is named twice")
     if not args.source_dir.is_dir():
         raise InputError(f"--source_dir: there is no directory {args.source_dir}")
     if args.output_dir.exists() and not args.output_dir.is_dir():
@@ -221,17 +224,23 @@ def numbers(args: argparse.Namespace) -> dict[str, int]:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    modules = find_modules(args.source_dir)
     sources = [
-        source for path in ProgressBar(modules, unit=" modules") for source in read_module(path, args.source_dir)
+        source
+        for path in ProgressBar(find_modules(args.source_dir), unit=" modules")
+        for source in read_module(path, args.source_dir)
     ]
     documents, queries = make_collection(sources, args.min_words, args.max_words)
     splits = split_queries(queries, args.num_dev_queries, args.num_test_queries, args.seed)
     held_out = {normalize(query.text) for split in RANKED for query in splits[split]}
-    trained = [("library", documents, splits["train"])]
+    trained = [("standard library", documents, splits["train"])]
     for name in ProgressBar(args.packages, unit=" packages"):
         trained.append((name, *package_collection(name, held_out, args.min_words, args.package_max_words)))
     chosen = sample([query for *_, of_one in trained for query in of_one], args.num_train_queries, args.seed)
+    if not chosen:
+        raise InputError(
+            f"--num_dev_queries and --num_test_queries leave none of {len(queries)} queries for training; lower them, "
+            "or name --packages that are installed"
+        )
     library = Passages(documents, args.window, args.stride)
     num_words = sum(len(document.body.split()) for document in documents)
     figures = {
@@ -278,10 +287,11 @@ def main() -> None:
     with atomic_write(report_file) as file:
         file.write(json.dumps(figures, indent=2) + "\n")
     train, test, seconds = figures["train"], figures["test"], time.perf_counter() - start
+    num_read = sum(len(of_one) for _, of_one, _ in trained)
     report(
         f"{args.output_dir}: {len(documents):,} documents in {figures['passages']:,} passages; {train['queries']:,} "
         f"queries and {train['pairs']:,} pairs to train, {test['queries']:,} and {test['pairs']:,} to test; "
-        f"{len(modules):,} modules of the library in {seconds:.1f} s ({len(modules) / seconds:,.0f} modules/s)",
+        f"{num_read:,} documents with those of the packages in {seconds:.1f} s ({num_read / seconds:,.0f} documents/s)",
         args.output_dir,
         log=False,
     )
