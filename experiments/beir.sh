@@ -104,9 +104,9 @@ if [[ -z $encoder ]]; then
     make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
 pretrained=$encoder
-if [[ $pseudo_queries != 0 ]]; then
+[[ $pseudo_queries == 0 ]] || pretrained=$models/pseudo_teacher
+if [[ $pseudo_queries != 0 && ! (-e $models/teacher/config.json && -e $models/general_student/config.json) ]]; then
     part "pseudo-queries: ${pseudo_kind}s of the documents; a teacher for them"
-    pretrained=$models/pseudo_teacher
     LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
         >"$data/queries.test.tsv"
     make_pseudo_pairs "$source" "$data/queries.test.tsv"

@@ -203,6 +203,28 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     assert (done.returncode, done.calls) == (0, [])
 
 
+def test_documents_without_titles_need_another_kind_of_pseudo_queries(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    rows = [{"_id": doc_id, "text": f"The dog {i} ran on a fast mat. {text}."} for i, (doc_id, text)
+            in enumerate(DOCUMENTS.items())]  # fmt: skip
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.tsv").write_text("".join(f"{query_id}\t{text}\n" for query_id, text in QUERIES.items()))
+    for split in ("train", "test"):
+        (folder / f"qrels.{split}.txt").write_text("q0 0 d0 1\n")
+    write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
+
+    def answer(script: str, *arguments: str) -> Finished:
+        return run_python(script, *arguments) if script.startswith("data_preparation/") else Finished(3, "", "")
+
+    own = {"name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder")}
+    done = run_recipe(project, "beir.sh", answer, **own)
+    assert done.returncode == 2
+    assert "--kind title: no document of" in done.stderr and "in a recipe, set pseudo_kind" in done.stderr
+    done = run_recipe(project, "beir.sh", answer, **own, pseudo_kind="sentence")
+    assert done.returncode == 3 and (project / "data" / "tiny" / "pseudo_pairs.tsv").stat().st_size > 0
+
+
 def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
     data, models = project / "data" / "python_docs", project / "models" / "python_docs"
 
@@ -254,11 +276,9 @@ def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
 def test_what_is_prepared_is_not_prepared_again_for_no_methods(project: Path, tmp_path: Path, recipe: str) -> None:
     made = {"data": ["top100.train", "top100.test", "test_pairs.tsv.report.json", "all_pairs.tsv.report.json",
                      "all_pairs.tsv.gz.report.json", "positives.19.features", "positives.scores.tsv", "text.txt",
-                     "train_pairs.tsv.report.json", "dev_pairs.tsv.report.json", "trec_pairs.tsv.report.json",
-                     "test_pairs.tsv", "pseudo_queries.tsv.report.json", "pseudo_top100",
-                     "pseudo_pairs.tsv.report.json"],
-            "models": [f"{name}/config.json" for name in ("teacher", "pseudo_teacher", "layers", "general_student",
-                                                          "scratch_3_384", "general_3_384")]}  # fmt: skip
+                     "train_pairs.tsv.report.json", "dev_pairs.tsv.report.json", "trec_pairs.tsv.report.json"],
+            "models": [f"{name}/config.json" for name in
+                       ("teacher", "layers", "general_student", "scratch_3_384", "general_3_384")]}  # fmt: skip
     for folder, names in made.items():
         for name in names:
             path = project / folder / "tiny" / name

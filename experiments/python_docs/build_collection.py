@@ -49,6 +49,7 @@ is the summary line of a public function. It is removed from its document, which
 The library's queries are for the test, for dev, and for training. Most training queries are made in the same way from
 the installed packages of --packages, each of which is a collection of its own: only train_pairs.tsv has them.
 
+In:  Python sources: those of the standard library, and of packages.
 Out: the files of MS MARCO's document task (docs.tsv; for dev and test queries, qrels, and the BM25 candidates top100),
      the pairs to train on, and those to re-rank."""
 
@@ -150,16 +151,18 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(DESCRIPTION)
 
     def add_number(flag: str, default: int, meaning: str) -> None:
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
     parser.add_argument("--output_dir", type=Path, required=True, help="the directory to write")
-    parser.add_argument(
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing collection")
+    group = parser.add_argument_group("documents")
+    group.add_argument(
         "--source_dir",
         type=Path,
         default=sysconfig.get_path("stdlib"),
         help="the Python sources to read (default: this Python's standard library)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--packages",
         nargs="*",
         default=PACKAGES,
@@ -170,8 +173,9 @@ def parse_args() -> argparse.Namespace:
     add_number("--min_words", 50, "fewest words of a document; shorter documents are left out, they say too little")
     add_number("--max_words", 450, "most words of a document; longer documents take too long to re-rank on a CPU")
     add_number("--package_max_words", 1000, "the same for the packages, which nobody re-ranks")
-    add_number("--window", 50, "words in a passage. Such a word has 2 tokens or more, so 128 tokens are read of these")
+    add_number("--window", 50, "words in a passage. Most passages of the library then have at most 128 tokens")
     add_number("--stride", 30, "words from the start of a passage to the start of the next one")
+    group = parser.add_argument_group("queries and pairs")
     add_number("--num_train_queries", 5500, "most queries for training, of the library and the packages")
     add_number("--num_dev_queries", 300, "queries of the library to choose settings on")
     add_number("--num_test_queries", 300, "queries of the library for the test")
@@ -180,7 +184,6 @@ def parse_args() -> argparse.Namespace:
     add_number("--candidate_depth", 100, "documents of each query in the files top100")
     add_number("--rerank_depth", 10, "the best of these documents, whose passages are in the pairs to re-rank")
     add_number("--seed", 42, "seed that samples queries and negatives")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing collection")
     return parser.parse(check_args)
 
 
