@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Re-ranks the candidates of the test queries with the teacher and the student; prints the measures:  bash reranker.sh
+# Re-ranks the candidates of the test queries with the teacher and the student; prints measures:   bash reranker.sh
 # Edit the variables below, or set them for one command:   bash reranker.sh aggregation=FirstP
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -20,8 +20,9 @@ runs_dir=${runs_dir:-runs/$collection}      # directory of scores and runs; thos
 # --- re-ranking
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage, as in the student's training
 aggregation=${aggregation:-MaxP}            # document score: MaxP, FirstP, SumP, AvgP, or '3-Max&AvgP' for the 3 best
-interpolation_weight=${interpolation_weight:-} # 0 to 1: also makes NAME.interpolated.run, where a document has this part
-                                            # of the model's score, and the rest of the candidates' (docs/evaluation.md)
+interpolation_weight=${interpolation_weight:-} # 0 to 1: also makes NAME.interpolated.run, where a document has this
+                                            # part of the model's score, and the rest of the candidates'
+                                            # (docs/evaluation.md)
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 eval_batch_size=${eval_batch_size:-}        # passages of full length at a time. Default: 16 on a CPU, 512 on a GPU
 pooled_activation=${pooled_activation:-}    # before the classifier. Default: as in each model
@@ -39,7 +40,8 @@ check_yes_no do_lower_case
     fail "interpolation_weight=$interpolation_weight is not a number from 0 to 1, such as 0.5"
 student=$(basename -- "$student_model")
 [[ -n $student_model$teacher_model ]] || fail "teacher_model and student_model are both empty; set one of them"
-[[ $student != teacher && $student != teacher.interpolated ]] || fail "student_model=$student_model has the name of the teacher's run; rename it"
+[[ $student != teacher && $student != teacher.interpolated ]] ||
+    fail "student_model=$student_model has the name of the teacher's run; rename it"
 check_exists "run 'bash distill.sh' first" student_model teacher_model candidates_run qrels
 suffixes='.run .run.rejected.tsv .scores.tsv .scores.tsv.log .scores.tsv.speed.json'
 [[ -z $interpolation_weight ]] || suffixes="$suffixes .interpolated.run .interpolated.run.rejected.tsv"

@@ -192,7 +192,7 @@ def main() -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in unsuitable.most_common())
         raise InputError(
             f"--kind {args.kind}: no document of {args.collection} gives a query ({reasons}); name the other kind, or "
-            "set --min_words and --max_words"
+            "set --min_words and --max_words; in a recipe, set pseudo_kind, or pseudo_queries=0"
         )
     elsewhere = phrases_elsewhere(collection, candidates)
     unique = [candidate for candidate in candidates if candidate.phrase not in elsewhere]
@@ -200,7 +200,8 @@ def main() -> None:
     if not chosen:
         raise InputError(
             f"--kind {args.kind}: each of the {len(candidates)} texts stands in several documents of "
-            f"{args.collection}; name the other kind, or set --min_words and --max_words"
+            f"{args.collection}; name the other kind, or set --min_words and --max_words; in a recipe, set "
+            "pseudo_kind, or pseudo_queries=0"
         )
 
     outputs = [*(getattr(args, name) for name in OUTPUTS), beside(args.output_queries_file, ".report.json")]

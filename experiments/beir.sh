@@ -3,10 +3,11 @@
 # student, and a student of each method.   name=scifact source=path/to/scifact bash experiments/beir.sh
 # Existing outputs are not made again, so the same command resumes after a stop. To make a part again, remove it and
 # everything that was made from it. Edit the variables below, or set them for one command. results/scifact/ has figures.
-# Other variables of distill.sh, such as precision, are set before the command:   precision=fp32 bash experiments/beir.sh
+# Other variables of distill.sh, such as precision, are set before the command:  precision=fp32 bash experiments/beir.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./common.sh
+source experiments/recipes.sh
 read_arguments experiments/beir.sh "$@"
 
 # --- collection
@@ -33,12 +34,13 @@ best_positives=${best_positives:-2}         # number of positives to keep per do
 encoder=${encoder:-}                        # model directory or id to make the teacher from. Default: all-MiniLM-L6-v2
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 student_layers=${student_layers:-2,4,6}     # layers of the encoder that the general student starts from
-general_documents=${general_documents:-2500} # without pseudo-queries: documents whose text the general student learns from
+general_documents=${general_documents:-2500} # without pseudo-queries: number of documents whose text it learns from
 methods=${methods-hard standard tinybert simplified} # empty: stop before the students
 
 # --- training
 train_batch_size=${train_batch_size:-8}     # examples per step; the paper has 64, for a hundred times as many pairs
-teacher_batch_size=${teacher_batch_size:-16} # examples per step of the teacher, and of all that learn from pseudo-queries
+teacher_batch_size=${teacher_batch_size:-16} # examples per step of the teachers and of the general student with
+                                            # pseudo-queries
 teacher_learning_rate=${teacher_learning_rate:-3e-5} # the highest value
 teacher_epochs=${teacher_epochs:-1}
 learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for many more steps
@@ -55,7 +57,8 @@ python=${python:-$default_python}           # the Python interpreter. Default: .
 data=data/$name models=models/$name runs=runs/$name
 check_exists "make it first" encoder
 [[ ! -e $data/source.txt || $(<"$data/source.txt") == "$source" || $(<"$data/source.txt") -ef $source ]] ||
-    fail "$data was made from $(<"$data/source.txt"), not from source=$source; set another name, or remove $data and $models"
+    fail "$data was made from $(<"$data/source.txt"), not from source=$source; set another name, or remove $data and" \
+        "$models"
 export collection=$name max_seq_length do_lower_case train_batch_size device python
 mkdir -p "$data" "$models" "$runs"
 printf '%s\n' "$source" >"$data/source.txt"
@@ -111,9 +114,9 @@ if [[ -z $encoder ]]; then
     make "$encoder/config.json" "$python" experiments/python_docs/fetch_encoder.py --output_dir "$encoder"
 fi
 pretrained=$encoder
-if [[ $pseudo_queries != 0 ]]; then
+[[ $pseudo_queries == 0 ]] || pretrained=$models/pseudo_teacher
+if [[ $pseudo_queries != 0 && ! (-e $models/teacher/config.json && -e $models/general_student/config.json) ]]; then
     part "pseudo-queries: ${pseudo_kind}s of the documents; a teacher for them"
-    pretrained=$models/pseudo_teacher
     LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
         >"$data/queries.test.tsv"
     make_pseudo_pairs "$source" "$data/queries.test.tsv"

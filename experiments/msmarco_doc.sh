@@ -19,6 +19,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./common.sh
+source experiments/recipes.sh
 read_arguments experiments/msmarco_doc.sh "$@"
 
 # --- files

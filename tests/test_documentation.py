@@ -87,8 +87,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sizes = SIZES._replace(layers=3) if name == "general_student" else SIZES
         write_transformers(models / name, sizes, random_weights(sizes, seed))
     write_pairs(data / "train_pairs.tsv", labelled=True)
-    write_pairs(data / "test_pairs.tsv", labelled=False)
-    write_rankings(data, "test")
+    for split in ("dev", "test"):
+        write_pairs(data / f"{split}_pairs.tsv", labelled=False)
+        write_rankings(data, split)
     (data / "report.json").touch()
     for script in ("distill.sh", "reranker.sh"):
         done = run_bash(project / script, {"device": "cpu", "precision": "fp32"}, project)

@@ -12,7 +12,7 @@ from modeling.model_files import load_ranker
 
 pytestmark = pytest.mark.example
 
-FEW_QUERIES = ("--num_train_queries", 20, "--num_test_queries", 5)
+FEW_QUERIES = ("--packages", "--num_train_queries", 20, "--num_dev_queries", 5, "--num_test_queries", 5)
 
 
 @pytest.fixture(scope="module")

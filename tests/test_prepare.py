@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from bash_runner import Ran, run_bash
-from test_python_docs import FARM, SHOP, TINY
+from test_python_docs import LIBRARY, TINY, write_files
 from tiny import TEACHER, Finished, copy_project, run_forked, teacher_weights, write_transformers
 
 from experiments.python_docs import fetch_encoder
@@ -73,9 +73,7 @@ class Example(NamedTuple):
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     home = tmp_path_factory.mktemp("example")
-    (home / "sources").mkdir()
-    (home / "sources" / "shop.py").write_text(SHOP)
-    (home / "sources" / "farm.py").write_text(FARM)
+    write_files(home / "sources", LIBRARY)
     encoder = write_transformers(home / "encoder", TEACHER, teacher_weights())
     sha256 = {}
     with zipfile.ZipFile(home / "encoder.whl", "w") as archive:

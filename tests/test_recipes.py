@@ -43,9 +43,26 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     variables = {
         "name": "tiny", "source": str(folder), "num_held_out": "2", "encoder": str(tmp_path / "encoder"), "window": "5",
         "stride": "4", "threshold": "0", "best_positives": "1", "rerank_depth": "5", "methods": "hard tinybert",
+        "pseudo_queries": "0", "general_documents": "13", "teacher_batch_size": "2",
     }  # fmt: skip
     done = run_recipe(project, "beir.sh", **variables)
     assert done.returncode == 0, done.stderr
+    # without pseudo-queries: the encoder is fine-tuned, and the general student learns from the encoder on plain text
+    teacher, general, *students = flags_of(done.calls, "distill.py")
+    encoder, models = str(tmp_path / "encoder"), "models/tiny"
+    wanted = {"distill_model": "hard", "learning_rate": "3e-5", "general_student_model": encoder, "teacher_model": "",
+              "output_student_dir": f"{models}/teacher", "features_file": "data/tiny/all_pairs.19.features",
+              "train_batch_size": "2"}  # fmt: skip
+    assert wanted.items() <= teacher.items()
+    wanted = {"distill_model": "intermediate", "teacher_model": encoder, "general_student_model": f"{models}/layers",
+              "output_student_dir": f"{models}/general_student", "features_file": "data/tiny/text.19.general.features",
+              "learning_rate": "1e-4", "num_train_epochs": "1", "train_batch_size": "4"}  # fmt: skip
+    assert wanted.items() <= general.items()
+    assert [student["train_batch_size"] for student in students] == ["4", "4"]
+    assert {student["general_student_model"] for student in students} == {f"{models}/general_student"}
+    (text,) = (call for call in done.calls if call[0].endswith("make_text.py"))
+    assert text[text.index("--max_documents") + 1] == "13"
+    assert not list(project.glob("*/tiny/pseudo*"))
     data, models = project / "data" / "tiny", project / "models" / "tiny"
     train, test = (read_qrels(data / f"qrels.{split}.tsv") for split in ("train", "test"))
     assert (len(train), len(test)) == (5, 2) and sorted({**train, **test}) == sorted(QUERIES)
@@ -121,7 +138,7 @@ def test_a_mistake_in_a_recipe_is_told_before_anything_is_made(project: Path, tm
     )
 
 
-def test_a_teacher_that_is_trained_on_pseudo_queries_first(project: Path, tmp_path: Path) -> None:
+def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "beir"
     folder.mkdir()
     titles = {doc_id: f"cat {i} ran fast on mat {i}" for i, doc_id in enumerate(DOCUMENTS)}
@@ -135,47 +152,77 @@ def test_a_teacher_that_is_trained_on_pseudo_queries_first(project: Path, tmp_pa
     write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
     variables = {
         "name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder"), "threshold": "0", "methods": "",
-        "pseudo_queries": "12", "general_documents": "3",
+        "pseudo_queries": "12", "teacher_batch_size": "5",
     }  # fmt: skip
     data, models = project / "data" / "tiny", project / "models" / "tiny"
 
-    def stopped(script: str, *arguments: str) -> Finished:
-        """Stops at the general text, after the teacher."""
-        return Finished(3, "", "") if script.endswith("make_text.py") else run_python(script, *arguments)
-
-    done = run_recipe(project, "beir.sh", stopped, **variables)
-    assert done.returncode == 3, done.stderr
-    first, second = flags_of(done.calls, "distill.py")
-    wanted = {"distill_model": "hard", "teacher_model": "", "learning_rate": "3e-5", "num_train_epochs": "1",
+    done = run_recipe(project, "beir.sh", **variables)
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in done.calls if call[0].endswith("make_text.py")]
+    first, second, third = flags_of(done.calls, "distill.py")
+    wanted = {"distill_model": "hard", "teacher_model": "", "learning_rate": "5e-5", "num_train_epochs": "1",
+              "train_batch_size": "5",
               "general_student_model": str(tmp_path / "encoder"), "output_student_dir": "models/tiny/pseudo_teacher",
               "features_file": "data/tiny/pseudo_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= first.items()
-    wanted = {"distill_model": "hard", "learning_rate": "2e-5", "general_student_model": "models/tiny/pseudo_teacher",
+    wanted = {"distill_model": "hard", "learning_rate": "3e-5", "general_student_model": "models/tiny/pseudo_teacher",
+              "output_student_dir": "models/tiny/teacher", "train_batch_size": "5",
               "features_file": "data/tiny/all_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= second.items()
+    # the general student learns from the teacher of the pseudo-queries, on their pairs
+    wanted = {"distill_model": "intermediate", "teacher_model": "models/tiny/pseudo_teacher", "num_train_epochs": "1",
+              "general_student_model": "models/tiny/layers", "output_student_dir": "models/tiny/general_student",
+              "features_file": "data/tiny/pseudo_pairs.19.features", "train_batch_size": "5",
+              "learning_rate": "1e-4"}  # fmt: skip
+    assert wanted.items() <= third.items()
+    general = (models / "general_student" / "model.safetensors").read_bytes()
+    assert general != (models / "layers" / "model.safetensors").read_bytes()
     # the first teacher has a classifier, which the second one keeps
     weights = [load_ranker(models / name)[0].classifier.weight for name in ("pseudo_teacher", "teacher")]
     assert 0 < (weights[0] - weights[1]).abs().max() < 1e-3
     assert "classifier" not in (models / "teacher" / "distill.log").read_text()
-    # one positive and one negative of each query; no query is that of the test, and no passage has a title
+    # one positive and two negatives of each query; no query is that of the test, and no passage has a title
     pairs = list(read_pairs(data / "pseudo_pairs.tsv", labelled=True))
-    assert [pair.label for pair in pairs] == [1, 0] * 12
+    assert [pair.label for pair in pairs] == [1, 0, 0] * 12
     assert {pair.query for pair in pairs} < set(titles.values()) - {titles["d0"]}
     assert {pair.passage for pair in pairs} <= set(DOCUMENTS.values())
 
     # nothing is made twice, and each stopped step is finished
     kept = {path: path.read_bytes() for path in data.iterdir() if path.name.startswith("pseudo_pairs")}
-    for path in (models / "teacher", models / "pseudo_teacher"):
+    for path in (models / "teacher", models / "pseudo_teacher", models / "general_student"):
         (path / "config.json").unlink()
         (path / "training.json").write_text((path / "training.json").read_text().replace("true", "false"))
     for name in ("pseudo_queries.tsv.report.json", "pseudo_top100", "pseudo_pairs.tsv.report.json"):
         (data / name).unlink()
-    done = run_recipe(project, "beir.sh", stopped, **variables)
-    assert done.returncode == 3, done.stderr
+    done = run_recipe(project, "beir.sh", **variables)
+    assert done.returncode == 0, done.stderr
+    assert (models / "general_student" / "model.safetensors").read_bytes() == general
     assert load_ranker(models / "teacher")[0].classifier.weight.equal(weights[1])
     assert (data / "pseudo_pairs.tsv").read_bytes() == kept[data / "pseudo_pairs.tsv"]
-    done = run_recipe(project, "beir.sh", stopped, **variables)
-    assert [call[0].rpartition("/")[2] for call in done.calls] == ["make_text.py"]
+    done = run_recipe(project, "beir.sh", **variables)
+    assert (done.returncode, done.calls) == (0, [])
+
+
+def test_documents_without_titles_need_another_kind_of_pseudo_queries(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    rows = [{"_id": doc_id, "text": f"The dog {i} ran on a fast mat. {text}."} for i, (doc_id, text)
+            in enumerate(DOCUMENTS.items())]  # fmt: skip
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.tsv").write_text("".join(f"{query_id}\t{text}\n" for query_id, text in QUERIES.items()))
+    for split in ("train", "test"):
+        (folder / f"qrels.{split}.txt").write_text("q0 0 d0 1\n")
+    write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
+
+    def answer(script: str, *arguments: str) -> Finished:
+        return run_python(script, *arguments) if script.startswith("data_preparation/") else Finished(3, "", "")
+
+    own = {"name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder")}
+    done = run_recipe(project, "beir.sh", answer, **own)
+    assert done.returncode == 2
+    assert "--kind title: no document of" in done.stderr and "in a recipe, set pseudo_kind" in done.stderr
+    done = run_recipe(project, "beir.sh", answer, **own, pseudo_kind="sentence")
+    assert done.returncode == 3 and (project / "data" / "tiny" / "pseudo_pairs.tsv").stat().st_size > 0
 
 
 def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
@@ -189,9 +236,11 @@ def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
             bodies = [
                 "Glaciers flow downhill under their weight. Heavy ice.",
                 "Bees build combs of pure soft wax. Heavy wax.",
+                "Winds carry sand over wide dunes. Heavy sand.",
             ]
             (data / "docs.tsv").write_text("".join(f"D{i}\tu\ta.B\t{body}\n" for i, body in enumerate(bodies)))
-            (data / "queries.test.tsv").write_text("1\tReturns a list\n")
+            (data / "queries.dev.tsv").write_text("1\tBees build combs of pure, soft wax\n")
+            (data / "queries.test.tsv").write_text("2\tReturns a list\n")
             (data / "train_pairs.tsv").touch()
             (data / "report.json").touch()
         elif "output_features_file" in flags:
@@ -214,7 +263,10 @@ def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
         assert call["output_student_dir"] == f"models/python_docs/{output}"
         assert (call["learning_rate"], call["num_train_epochs"]) == (learning_rate, epochs)
     texts = [pair.query for pair in read_pairs(data / "pseudo_pairs.tsv", labelled=True) if pair.label]
-    assert texts == ["Glaciers flow downhill under their weight", "Bees build combs of pure soft wax"]
+    # the sentence of a dev query is left out
+    assert sorted(texts) == ["Glaciers flow downhill under their weight", "Winds carry sand over wide dunes"]
+    (call,) = (call for call in done.calls if call[0].endswith("make_train_pairs.py"))
+    assert call[call.index("--num_negatives") + 1] == "1"
     (models / "teacher" / "config.json").unlink()
     done = run_recipe(project, "python_docs/prepare.sh", only_record, pseudo_queries="50")
     assert [call[0] for call in done.calls] == ["tokenize_to_features.py", "distill.py"]

@@ -12,13 +12,13 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import platform
 import random
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
+from importlib.machinery import PathFinder
 
 from data_preparation.candidates import bm25_candidates
 from data_preparation.passages import passage_spans, split_into_passages
@@ -49,6 +49,7 @@ is the summary line of a public function. It is removed from its document, which
 The library's queries are for the test, for dev, and for training. Most training queries are made in the same way from
 the installed packages of --packages, each of which is a collection of its own: only train_pairs.tsv has them.
 
+In:  Python sources: those of the standard library, and of packages.
 Out: the files of MS MARCO's document task (docs.tsv; for dev and test queries, qrels, and the BM25 candidates top100),
      the pairs to train on, and those to re-rank."""
 
@@ -129,9 +130,10 @@ def package_collection(
 ) -> tuple[list[Document], list[Query]]:
     """Returns an installed package's documents and queries; their ids begin with `name`. It is not imported.
 
-    Queries whose normalized text is in `held_out` are left out. A package that is not installed has none.
+    Queries whose normalized text is in `held_out` are left out. So are files that are not Python. A package that is not
+    installed has no documents.
     """
-    spec = importlib.util.find_spec(name)
+    spec = PathFinder.find_spec(name)
     sources = []
     for root in (spec and spec.submodule_search_locations) or ():
         for path in find_modules(Path(root)):
@@ -149,16 +151,18 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(DESCRIPTION)
 
     def add_number(flag: str, default: int, meaning: str) -> None:
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
     parser.add_argument("--output_dir", type=Path, required=True, help="the directory to write")
-    parser.add_argument(
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing collection")
+    group = parser.add_argument_group("documents")
+    group.add_argument(
         "--source_dir",
         type=Path,
         default=sysconfig.get_path("stdlib"),
         help="the Python sources to read (default: this Python's standard library)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--packages",
         nargs="*",
         default=PACKAGES,
@@ -169,8 +173,9 @@ def parse_args() -> argparse.Namespace:
     add_number("--min_words", 50, "fewest words of a document; shorter documents are left out, they say too little")
     add_number("--max_words", 450, "most words of a document; longer documents take too long to re-rank on a CPU")
     add_number("--package_max_words", 1000, "the same for the packages, which nobody re-ranks")
-    add_number("--window", 50, "words in a passage. Such a word has 2 tokens or more, so 128 tokens are read of these")
+    add_number("--window", 50, "words in a passage. Most passages of the library then have at most 128 tokens")
     add_number("--stride", 30, "words from the start of a passage to the start of the next one")
+    group = parser.add_argument_group("queries and pairs")
     add_number("--num_train_queries", 5500, "most queries for training, of the library and the packages")
     add_number("--num_dev_queries", 300, "queries of the library to choose settings on")
     add_number("--num_test_queries", 300, "queries of the library for the test")
@@ -179,7 +184,6 @@ def parse_args() -> argparse.Namespace:
     add_number("--candidate_depth", 100, "documents of each query in the files top100")
     add_number("--rerank_depth", 10, "the best of these documents, whose passages are in the pairs to re-rank")
     add_number("--seed", 42, "seed that samples queries and negatives")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing collection")
     return parser.parse(check_args)
 
 
@@ -201,6 +205,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in args.packages:
         if not name.isidentifier():
             raise InputError(f"--packages: {name!r} is not the name of a package")
+        if args.packages.count(name) > 1:
+            raise InputError(f"--packages: {name} is named twice")
     if not args.source_dir.is_dir():
         raise InputError(f"--source_dir: there is no directory {args.source_dir}")
     if args.output_dir.exists() and not args.output_dir.is_dir():
@@ -221,17 +227,23 @@ def numbers(args: argparse.Namespace) -> dict[str, int]:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    modules = find_modules(args.source_dir)
     sources = [
-        source for path in ProgressBar(modules, unit=" modules") for source in read_module(path, args.source_dir)
+        source
+        for path in ProgressBar(find_modules(args.source_dir), unit=" modules")
+        for source in read_module(path, args.source_dir)
     ]
     documents, queries = make_collection(sources, args.min_words, args.max_words)
     splits = split_queries(queries, args.num_dev_queries, args.num_test_queries, args.seed)
     held_out = {normalize(query.text) for split in RANKED for query in splits[split]}
-    trained = [("library", documents, splits["train"])]
+    trained = [("standard library", documents, splits["train"])]
     for name in ProgressBar(args.packages, unit=" packages"):
         trained.append((name, *package_collection(name, held_out, args.min_words, args.package_max_words)))
     chosen = sample([query for *_, of_one in trained for query in of_one], args.num_train_queries, args.seed)
+    if not chosen:
+        raise InputError(
+            f"--num_dev_queries and --num_test_queries leave none of {len(queries)} queries for training; lower them, "
+            "or name --packages that are installed"
+        )
     library = Passages(documents, args.window, args.stride)
     num_words = sum(len(document.body.split()) for document in documents)
     figures = {
@@ -278,10 +290,11 @@ def main() -> None:
     with atomic_write(report_file) as file:
         file.write(json.dumps(figures, indent=2) + "\n")
     train, test, seconds = figures["train"], figures["test"], time.perf_counter() - start
+    num_read = sum(len(of_one) for _, of_one, _ in trained)
     report(
         f"{args.output_dir}: {len(documents):,} documents in {figures['passages']:,} passages; {train['queries']:,} "
         f"queries and {train['pairs']:,} pairs to train, {test['queries']:,} and {test['pairs']:,} to test; "
-        f"{len(modules):,} modules of the library in {seconds:.1f} s ({len(modules) / seconds:,.0f} modules/s)",
+        f"{num_read:,} documents with those of the packages in {seconds:.1f} s ({num_read / seconds:,.0f} documents/s)",
         args.output_dir,
         log=False,
     )

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,9 @@ def read_module(path: Path, source_dir: Path) -> list[Source]:
     Raises InputError for a file that is not Python.
     """
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of invalid escapes
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         raise InputError(f"{path}: this Python cannot parse it: {error}") from None
     parts = path.relative_to(source_dir).with_suffix("").parts
     title = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

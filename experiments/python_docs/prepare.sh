@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source ./common.sh
+source experiments/recipes.sh
 
 data=data/python_docs
 models=models/python_docs
@@ -18,6 +19,7 @@ teacher_learning_rate=${teacher_learning_rate:-2e-5} # the highest value; with 5
 teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
 pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the teacher is trained on first; 0: none
 pseudo_kind=${pseudo_kind:-sentence}        # what they are. Titles are only names here, such as argparse.Action
+pseudo_negatives=${pseudo_negatives:-1}     # negatives of each, sampled from its 100 candidates
 pseudo_learning_rate=${pseudo_learning_rate:-3e-5} # of the one epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 precision=${precision:-auto}                # as in distill.sh
@@ -42,7 +44,7 @@ if [[ ! -e $models/teacher/config.json ]]; then
     start=$encoder
     if [[ $pseudo_queries != 0 ]]; then
         start=$models/pseudo_teacher
-        make_pseudo_pairs "$data/docs.tsv" "$data/queries.test.tsv"
+        make_pseudo_pairs "$data/docs.tsv" "$data"/queries.{dev,test}.tsv
         [[ -e $start/config.json ]] || fine_tune "$data/pseudo_pairs.tsv" "$encoder" "$start" "$pseudo_learning_rate" 1
     fi
     fine_tune "$data/train_pairs.tsv" "$start" "$models/teacher" "$teacher_learning_rate" "$teacher_epochs"
