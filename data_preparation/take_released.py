@@ -11,11 +11,9 @@ if __name__ == "__main__":
     quiet_interrupt()  # Ctrl-C during the imports below
 
 import argparse
-import contextlib
 import shutil
 from itertools import islice
 
-from data_preparation.reports import refuse_outputs
 from formats.atomic import atomic_directory, atomic_write
 from formats.downloads import files_of, find_download
 from formats.lines import RejectedLines, read_lines
@@ -24,7 +22,7 @@ from formats.released_pairs import read_released_pairs
 from formats.trec import read_qrels_with_note, read_run
 from runtime.errors import InputError
 from runtime.flags import Parser
-from runtime.script import report, run_script
+from runtime.script import refuse_existing, report, run_script
 
 CONFIGS = {"config.json", "bert_config.json"}
 WEIGHTS = {"pytorch_model.bin", "model.safetensors"}
@@ -73,7 +71,8 @@ def check_args(args: argparse.Namespace) -> None:
     except InputError as error:
         raise InputError(f"--source: {error}") from None
     if args.kind not in TO_A_DIRECTORY:
-        refuse_outputs([("--output", args.output)], args.overwrite, [args.source])
+        inputs = [args.source, *args.source.rglob("*")]  # of a file, the file alone
+        refuse_existing(args.output, "--output", args.overwrite, inputs, beside=[".log", ".rejected.tsv"])
     elif args.overwrite:
         raise InputError(f"--overwrite: has no use with --kind {args.kind}; remove the directory {args.output}")
     elif args.output.exists():
@@ -108,10 +107,9 @@ def take_model(files: list[Path], source: Path, output: Path) -> str:
 
 def take_pairs(path: Path, labelled: bool, output: Path, skip_malformed: bool) -> str:
     """Writes the pairs of a file. Returns how many there are."""
-    with contextlib.ExitStack() as stack:
-        rejected = stack.enter_context(RejectedLines(output)) if skip_malformed else None
-        written = write_pairs(output, read_released_pairs(path, labelled, rejected))
-    skipped = f", skipped {rejected.count} lines (listed in {rejected.path})" if rejected and rejected.count else ""
+    with RejectedLines(output) as rejected:
+        written = write_pairs(output, read_released_pairs(path, labelled, rejected if skip_malformed else None))
+    skipped = f", skipped {rejected.count} lines (listed in {rejected.path})" if rejected.count else ""
     return f"{written} pairs{skipped}"
 
 

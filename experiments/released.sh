@@ -17,6 +17,7 @@ read_arguments experiments/released.sh "$@"
 
 # --- files
 downloads=${downloads:-released}
+msmarco_downloads=${msmarco_downloads:-msmarco} # the downloads of experiments/msmarco_doc.sh
 name=${name:-released}                      # the output is in data/NAME, models/NAME and runs/NAME
 released_teacher=${released_teacher:-$downloads/teacher}          # BERT-Base, converted to PyTorch
 released_6_768=${released_6_768:-$downloads/6_768}                # the distilled student of 6 layers / 768
@@ -26,8 +27,8 @@ released_pairs=${released_pairs:-$downloads/test_pairs}           # of TREC 2019
 released_runs=${released_runs:-$downloads/runs}                   # TREC runs
 released_text=${released_text:-$downloads/wikipedia}              # plain text, for the general student of 3 layers / 384
 skip_malformed=${skip_malformed:-no}        # yes: skip malformed lines of examples and pairs, and list them
-trec_qrels=${trec_qrels:-msmarco/2019qrels-docs.txt}
-trec_candidates=${trec_candidates:-msmarco/msmarco-doctest2019-top100.gz}
+trec_qrels=${trec_qrels:-$msmarco_downloads/2019qrels-docs.txt}
+trec_candidates=${trec_candidates:-$msmarco_downloads/msmarco-doctest2019-top100.gz}
 dev_qrels=${dev_qrels:-}                    # judgments of MS MARCO's dev queries: also measures released runs of these
 
 # --- students to distil

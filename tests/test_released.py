@@ -282,3 +282,12 @@ def test_it_says_that_it_was_tested_on_synthetic_files_only(tmp_path: Path) -> N
     project = copy_project(tmp_path / "project")
     done = run_bash(project / "experiments" / "released.sh", {}, project, only_record, ["--help"])
     assert "It was tested on synthetic files only" in done.stdout
+
+
+def test_no_file_of_the_download_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "download"
+    folder.mkdir()
+    (folder / "pairs.tsv").write_text(table(EXAMPLES, "\t"))
+    done = take("train_pairs", folder, folder / "pairs.tsv", "--overwrite")
+    assert_refused(done, "--output", "is also an input")
+    assert (folder / "pairs.tsv").read_text() == table(EXAMPLES, "\t").replace("\r\n", "\n")
