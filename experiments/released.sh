@@ -24,7 +24,7 @@ released_6_768=${released_6_768:-$downloads/6_768}                # the distille
 released_3_384=${released_3_384:-$downloads/3_384}                # the distilled student of 3 layers / 384
 released_examples=${released_examples:-$downloads/train_examples} # index, query_text, passage_text, label_id
 released_pairs=${released_pairs:-$downloads/test_pairs}           # of TREC 2019: query_id#passage_id, query_text, passage_text
-released_runs=${released_runs:-$downloads/runs}                   # TREC runs
+released_runs=${released_runs-$downloads/runs}                    # TREC runs; empty: leave them out
 released_text=${released_text:-$downloads/wikipedia}              # plain text, for the general student of 3 layers / 384
 skip_malformed=${skip_malformed:-no}        # yes: skip malformed lines of examples and pairs, and list them
 trec_qrels=${trec_qrels:-$msmarco_downloads/2019qrels-docs.txt}
@@ -71,8 +71,8 @@ take model "$released_teacher" "$models/teacher"
 take model "$released_6_768" "$models/6_768_released"
 take model "$released_3_384" "$models/3_384_released"
 take test_pairs "$released_pairs" "$data/trec_pairs.tsv" --skip_malformed="$skip_malformed"
-take runs "$released_runs" "$runs/released_trec" --qrels "$trec_qrels"
-[[ -z $dev_qrels ]] || take runs "$released_runs" "$runs/released_dev" --qrels "$dev_qrels"
+[[ -z $released_runs ]] || take runs "$released_runs" "$runs/released_trec" --qrels "$trec_qrels"
+[[ -z $dev_qrels || -z $released_runs ]] || take runs "$released_runs" "$runs/released_dev" --qrels "$dev_qrels"
 
 # Re-ranks TREC 2019 with the students in $models, and with the teacher if its run is missing. Call: rank NAME...
 rank() {
@@ -117,10 +117,11 @@ print_table() {
 }
 
 part "TREC 2019 DL documents: runs in $runs/trec are ours, those in $runs/released_trec were released"
-set -- # the positional parameters are the runs: bash 3.2 has no empty arrays
+set -- # the positional parameters become the runs
 for run in $ranked; do set -- "$@" "$runs/trec/$run.run"; done
-print_table "$trec_qrels" "$trec_candidates" "$@" "$runs"/released_trec/*.run | tee "$runs/table.md"
-if [[ -n $dev_qrels ]]; then
+[[ -z $released_runs ]] || set -- "$@" "$runs"/released_trec/*.run
+print_table "$trec_qrels" "$trec_candidates" "$@" | tee "$runs/table.md"
+if [[ -n $dev_qrels && -n $released_runs ]]; then
     part "MS MARCO dev: released runs"
     print_table "$dev_qrels" "$runs"/released_dev/*.run | tee "$runs/table_dev.md"
 fi
