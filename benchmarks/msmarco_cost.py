@@ -156,8 +156,10 @@ def time_cell(part: Part, rates: dict[str, dict[str, Any]], processes: int = 1) 
     seconds = seconds_of(part, rates)
     if seconds is None:
         return "not measured"
+    if processes > 1:  # an extrapolation is no bound
+        return f"about {duration(seconds / processes)}"
     is_bound = part.at_most or rates[part.rate].get("is_bound")
-    return f"{'at most ' if is_bound else ''}{duration(seconds / processes)}"
+    return f"{'at most ' if is_bound else ''}{duration(seconds)}"
 
 
 def time_table(rates: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
@@ -176,7 +178,7 @@ def time_table(rates: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     )
     on_cpu = duration(sum(seconds_of(part, cpu) or 0 for part in chosen))
     what = "**all for one student**: Simplified TinyBERT, 3/384, beside BERT-Base"
-    return [*rows, [what, "", f"at most {on_cpu}", f"at most {on_one}", f"at most {on_eight}", ""]]
+    return [*rows, [what, "", f"about {on_cpu}", f"about {on_one}", f"about {on_eight}", ""]]
 
 
 def disk_table() -> list[list[str]]:

@@ -25,7 +25,7 @@ def test_figures_by_hand() -> None:
     examples = 367_013 * 5 * 2
     assert rows["distil Simplified TinyBERT, 3/384"][1:5] == [
         "at most 3.7 M examples", f"at most {examples / 5 / 86_400:.1f} days",
-        f"at most {examples / 2462 / 60:.1f} min", f"at most {examples / 2462 / 60 / 8:.1f} min",
+        f"at most {examples / 2462 / 60:.1f} min", f"about {examples / 2462 / 60 / 8:.1f} min",
     ]  # fmt: skip
     # 5,593 queries, 100 candidates, 14.08 passages; the GPU's rate is a lower bound
     passages = 5_593 * 100 * 14.08
