@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from experiments.recipe import Recipe, load_recipe, parse_recipe
+from experiments.recipe import Recipe, leave_out_missing, load_recipe, parse_recipe
 from experiments.report import latex, markdown
 from experiments.results import SETTINGS_FILE, read_json, read_results, write_json
 from experiments.rows import (
@@ -123,6 +123,10 @@ def main() -> None:
     os.chdir(ROOT)  # the paths in the recipe, and all outputs, are relative to the project's folder
     paths = Paths(recipe)
     settings_file = paths.results / SETTINGS_FILE
+    before = read_json(settings_file)["recipe"]["test_sets"] if settings_file.exists() else {}
+    for note in list(leave_out_missing(data, recipe, before)):
+        print(note, flush=True)
+    recipe = parse_recipe(data, args.recipe, recipe_variables())
     check_inputs_stay(recipe, paths)
     check_test_sets(recipe, paths, args.redo)
     if args.only_table:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's setting on MS MARCO documents, from the downloaded files to the runs:   bash experiments/msmarco_doc.sh
 # Teacher: BERT-Base. Students: 6 layers / 768 and 3 layers / 384. Methods: Standard KD, TinyBERT, Simplified TinyBERT.
-# Runs: the dev queries and TREC 2019 DL. Existing outputs are not made again, so the same command resumes after a stop.
+# Runs: the dev queries, TREC 2019 DL, and TREC 2020 DL if its files are there. Existing outputs are not made again, so the same command resumes after a stop.
 # To make a part again, remove it and everything that was made from it. Edit the variables below, or set them in the
 # environment.
 #
@@ -9,13 +9,12 @@
 #     msmarco-docs.tsv.gz  msmarco-doctrain-queries.tsv.gz  msmarco-doctrain-qrels.tsv.gz  msmarco-doctrain-top100.gz
 #     msmarco-docdev-queries.tsv.gz  msmarco-docdev-qrels.tsv.gz  msmarco-docdev-top100.gz
 #     msmarco-test2019-queries.tsv.gz  msmarco-doctest2019-top100.gz  2019qrels-docs.txt
+#     optional: msmarco-test2020-queries.tsv.gz  msmarco-doctest2020-top100.gz  2020qrels-docs.txt
 # Put the teacher there too: BERT-Base of https://github.com/nyu-dl/dl4marco-bert, with bert_config.json and vocab.txt.
 # Its conversion needs TensorFlow: pip install tensorflow-cpu==2.21.0
 #
-# The costs, estimated from the sizes of the published files (the recipe was not run on all of MS MARCO):
-# - disk: 60 GB with the downloads; memory: 15 GB, for the documents and the training candidates
-# - time on one GPU: the teacher scores 5 million positives, 7 models re-rank 7.5 million passages each, 8 trainings of
-#   2 epochs over the pairs, and general distillation. Fewer students or methods take less time. A CPU is too slow.
+# It was not run on all of MS MARCO. docs/msmarco_cost.md has the time of each part, computed from measured rates, and the
+# space on disk. Memory: 15 GB, estimated, for the documents and the training candidates. A CPU is too slow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./common.sh
@@ -35,6 +34,11 @@ dev_candidates=${dev_candidates:-$downloads/msmarco-docdev-top100.gz}
 trec_queries=${trec_queries:-$downloads/msmarco-test2019-queries.tsv.gz}
 trec_qrels=${trec_qrels:-$downloads/2019qrels-docs.txt}
 trec_candidates=${trec_candidates:-$downloads/msmarco-doctest2019-top100.gz}
+trec2020_queries=${trec2020_queries:-$downloads/msmarco-test2020-queries.tsv.gz} # left out if one of the three is missing
+trec2020_qrels=${trec2020_qrels:-$downloads/2020qrels-docs.txt}
+trec2020_candidates=${trec2020_candidates:-$downloads/msmarco-doctest2020-top100.gz}
+dev_query_ids=${dev_query_ids:-}            # a file of ids of dev queries, as the authors released: re-rank only these
+num_dev_queries=${num_dev_queries:-}        # re-rank a sample of so many dev queries. Default: all 5,193
 teacher_checkpoint=${teacher_checkpoint:-$downloads/BERT_Base_trained_on_MSMARCO/model.ckpt-100000} # of TensorFlow
 
 # --- pairs
@@ -70,7 +74,22 @@ data=data/$name models=models/$name runs=runs/$name
 export collection=$name max_seq_length do_lower_case train_batch_size learning_rate eval_batch_size precision
 export train_loss_step device python
 export -n dev_qrels                         # distill.sh has another variable of this name
-mkdir -p "$data" "$models" "$runs/dev" "$runs/trec"
+test_sets='dev trec trec2020'
+for file in "$trec2020_queries" "$trec2020_qrels" "$trec2020_candidates"; do
+    [[ $test_sets != *trec2020 || -r $file ]] || {
+        test_sets='dev trec'
+        echo "TREC 2020 DL is left out, because there is no $file"
+    }
+done
+dev_sample=${dev_query_ids:+the queries of $dev_query_ids}${num_dev_queries:+, $num_dev_queries queries}
+dev_sample_before=
+[[ ! -e $data/dev_sample.txt ]] || dev_sample_before=$(<"$data/dev_sample.txt")
+[[ ! -e $data/dev_top100 || $dev_sample_before == "$dev_sample" ]] ||
+    fail "$data/dev_top100 has another sample of the dev queries ('$dev_sample_before'; if empty, all); set another" \
+        "name, set dev_query_ids and num_dev_queries as before, or remove $data/dev_* and $runs/dev"
+for queries in $test_sets; do mkdir -p "$runs/$queries"; done
+mkdir -p "$data" "$models"
+printf '%s\n' "$dev_sample" >"$data/dev_sample.txt"
 
 # --- teacher
 make "$models/teacher/config.json" "$python" model_tools/convert_tf_checkpoint.py \
@@ -85,12 +104,15 @@ filter_pairs "$data/all_pairs.tsv.gz" "$data/positives.tsv.gz" --eval_batch_size
     --precision="$precision"
 
 # --- pairs to re-rank
-prepare "$data/dev_pairs.tsv.report.json" make_rerank_pairs --collection "$documents" --queries "$dev_queries" \
-    --candidates "$dev_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
-    --output_pairs_file "$data/dev_pairs.tsv" --overwrite
-prepare "$data/trec_pairs.tsv.report.json" make_rerank_pairs --collection "$documents" --queries "$trec_queries" \
-    --candidates "$trec_candidates" --depth "$rerank_depth" --window "$window" --stride "$stride" \
-    --output_pairs_file "$data/trec_pairs.tsv" --overwrite
+prepare "$data/dev_top100" sample_run --run "$dev_candidates" --query_ids="$dev_query_ids" \
+    --num_queries="$num_dev_queries" --output_run_file "$data/dev_top100"
+dev_candidates=$data/dev_top100
+for queries in $test_sets; do
+    texts=${queries}_queries candidates=${queries}_candidates
+    prepare "$data/${queries}_pairs.tsv.report.json" make_rerank_pairs --collection "$documents" \
+        --queries "${!texts}" --candidates "${!candidates}" --depth "$rerank_depth" --window "$window" \
+        --stride "$stride" --output_pairs_file "$data/${queries}_pairs.tsv" --overwrite
+done
 
 # --- general student 3/384: random initial values, distilled on plain text
 if [[ -z $general_text ]]; then
@@ -98,12 +120,8 @@ if [[ -z $general_text ]]; then
     prepare "$general_text" make_text --collection "$documents" --max_documents "$general_documents" \
         --output_text_file "$general_text"
 fi
-make "$models/scratch_3_384/config.json" "$python" model_tools/make_general_student.py --model_dir "$pretrained" \
-    --num_layers 3 --hidden_size 384 --num_heads 12 --output_dir "$models/scratch_3_384"
+make_general_3_384 "$general_text"
 general_3_384=$models/general_3_384
-make "$general_3_384/config.json" env distill_model_type=intermediate set_name=general train_pairs="$general_text" \
-    teacher_model="$pretrained" general_student_model="$models/scratch_3_384" output_student_dir="$general_3_384" \
-    num_train_epochs=1 bash distill.sh
 
 [[ -n $methods ]] || exit 0
 
@@ -118,7 +136,7 @@ for student in $students; do
         student_dir=$models/${student}_$method
         make "$student_dir/config.json" env distill_model_type="$method" general_student_model="$general" \
             output_student_dir="$student_dir" num_train_epochs="$num_train_epochs" bash distill.sh
-        for queries in dev trec; do
+        for queries in $test_sets; do
             candidates=${queries}_candidates qrels=${queries}_qrels
             rerank "$runs/$queries" "$student_dir" test_pairs="$data/${queries}_pairs.tsv" \
                 candidates_run="${!candidates}" qrels="${!qrels}"
@@ -126,5 +144,5 @@ for student in $students; do
     done
 done
 
-echo "The runs are in $runs/dev and $runs/trec. To measure a run of TREC 2019 DL:"
+echo "The runs of each test set ($test_sets) are in a directory of $runs. To measure a run of TREC 2019 DL:"
 echo "    trec_eval -m ndcg_cut.10 -m map $trec_qrels $runs/trec/3_384_simplified.run"

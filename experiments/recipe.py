@@ -1,8 +1,9 @@
 """A recipe: the rows of a table, the variables of distill.sh and reranker.sh for each row, and the test sets."""
 
+import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple
@@ -18,13 +19,17 @@ _REQUIRED = object()
 
 
 class QuerySet(NamedTuple):
-    """A test set: its pairs, its candidates (a run), its relevance judgments, and the measures to compute."""
+    """A test set: its pairs, its candidates (a run), its relevance judgments, and the measures to compute.
+
+    An optional one is left out if its candidates or judgments are missing: see `leave_out_missing`.
+    """
 
     name: str
     pairs: str
     candidates: str
     qrels: str
     measures: list[str]
+    optional: bool
 
 
 class Row(NamedTuple):
@@ -96,6 +101,18 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
             return tomllib.load(file)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def leave_out_missing(data: dict[str, Any], recipe: Recipe, kept: Collection[str]) -> Iterator[str]:
+    """Removes the optional test sets whose candidates or judgments do not exist from a recipe's data, and yields why.
+
+    Those in `kept` stay.
+    """
+    for queries in recipe.query_sets:
+        missing = [path for path in (queries.candidates, queries.qrels) if not os.path.exists(path)]
+        if queries.optional and queries.name not in kept and missing:
+            del data["test_sets"][queries.name]
+            yield f"test set {queries.name} is left out, because there is no {missing[0]}"
 
 
 def parse_recipe(data: Mapping[str, Any], path: str | Path, known: Collection[str] | None = None) -> Recipe:
@@ -177,7 +194,14 @@ class _Table:
             return default
         value = self._left.pop(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            names = {str: "text", int: "a whole number", int | float: "a number", list: "a list [...]", dict: "a table"}
+            names = {
+                bool: "true or false",
+                str: "text",
+                int: "a whole number",
+                int | float: "a number",
+                list: "a list [...]",
+                dict: "a table",
+            }
             self.refuse(key, f"needs {names[kind]}, not {value!r}")
         return value
 
@@ -195,7 +219,8 @@ class _Table:
 
 
 def _query_set(name: str, table: _Table) -> QuerySet:
-    queries = QuerySet(name, *(table.take(key, str) for key in QuerySet._fields[1:4]), table.take("measures", list))
+    files = (table.take(key, str) for key in QuerySet._fields[1:4])
+    queries = QuerySet(name, *files, table.take("measures", list), table.take("optional", bool, False))
     table.refuse_unknown_keys()
     if not queries.measures or len(set(map(str, queries.measures))) < len(queries.measures):
         table.refuse("measures", "needs to be a list of different measures")

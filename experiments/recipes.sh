@@ -47,6 +47,15 @@ make_pseudo_pairs() {
         --output_pairs_file "$data/pseudo_pairs.tsv" --overwrite
 }
 
+# Makes general_3_384: random initial values, distilled from `pretrained` on plain text. Call: make_general_3_384 TEXT
+make_general_3_384() {
+    make "$models/scratch_3_384/config.json" "$python" model_tools/make_general_student.py --model_dir "$pretrained" \
+        --num_layers 3 --hidden_size 384 --num_heads 12 --output_dir "$models/scratch_3_384"
+    make "$models/general_3_384/config.json" env distill_model_type=intermediate set_name=general train_pairs="$1" \
+        teacher_model="$pretrained" general_student_model="$models/scratch_3_384" \
+        output_student_dir="$models/general_3_384" num_train_epochs=1 bash distill.sh
+}
+
 # Re-ranks with a student, and with the teacher if its run is missing. Call: rerank RUNS_DIR STUDENT VARIABLE=VALUE...
 rerank() {
     local teacher=$models/teacher

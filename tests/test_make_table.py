@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -629,6 +630,33 @@ def test_a_failure_keeps_what_is_done(command: Command, monkeypatch: pytest.Monk
         "distill.sh simplified.42", "reranker.sh simplified.42",
     ]  # fmt: skip
     assert not (command.results / "table.png").exists()
+
+
+def test_an_optional_test_set_is_left_out_until_its_files_are_there(command: Command) -> None:
+    more = "[test_sets.more]\noptional = true\n"
+    for key in ("pairs", "candidates", "qrels"):
+        more += f'{key} = "data/tiny/more.{key}"\n'
+    command.recipe.write_text(RECIPE + more + 'measures = ["MRR@10"]\n')
+    left_out = "test set more is left out, because there is no data/tiny/more.candidates\n"
+    done = command()
+    assert done.status == 0 and done.stdout.startswith(left_out), done
+    assert "more" not in json.loads((command.results / "settings.json").read_text())["recipe"]["test_sets"]
+    assert "more" not in (command.results / "table.md").read_text()
+    assert command().stdout.startswith(left_out)
+    command.calls()
+    queries = parse_recipe(load_recipe(command.recipe), command.recipe).query_sets[0]
+    for key in ("pairs", "candidates", "qrels"):
+        shutil.copy(command.project / getattr(queries, key), command.project / f"data/tiny/more.{key}")
+    done = command()
+    assert done.status == 0 and "left out" not in done.stdout, done
+    assert not any(call.startswith("distill.sh") for call in command.calls())
+    found = json.loads((command.results / "rows" / "standard.42.json").read_text())["test_sets"]
+    assert found["more"]["MRR@10"]["per_query"] == found["test"]["MRR@10"]["per_query"]
+    # what was measured stays in the table
+    (command.project / "data/tiny/more.qrels").unlink()
+    done = command("--only_table")
+    assert done.status == 0 and "left out" not in done.stdout
+    assert "more" in json.loads((command.results / "settings.json").read_text())["recipe"]["test_sets"]
 
 
 def test_what_cannot_be_run_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

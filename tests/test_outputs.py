@@ -55,7 +55,11 @@ FILTER = ("data_preparation/filter_positives.py", {"pairs_file": "train.tsv", "s
 SPLIT = ("data_preparation/split_queries.py", {"qrels": "qrels"},
          {"output_train_qrels": ("", ".log"), "output_dev_qrels": ("",)}, ["--num_dev=1"])  # fmt: skip
 TEXT = ("data_preparation/make_text.py", {"collection": "docs.tsv"}, {"output_text_file": ("", ".log")}, [])
-SCRIPTS = [TOKENIZE, RERANK, CONVERT, EVALUATE, CANDIDATES, TRAIN_PAIRS, RERANK_PAIRS, FILTER, SPLIT, TEXT]
+SAMPLE = ("data_preparation/sample_run.py", {"run": "run"}, {"output_run_file": ("", ".log")}, ["--num_queries=2"])
+RELEASED = ("data_preparation/take_released.py", {"source": "train.tsv"}, {"output": ("", ".log", ".rejected.tsv")},
+            ["--kind=train_pairs", "--skip_malformed"])  # fmt: skip
+SCRIPTS = [TOKENIZE, RERANK, CONVERT, EVALUATE, CANDIDATES, TRAIN_PAIRS, RERANK_PAIRS, FILTER, SPLIT, TEXT, SAMPLE,
+           RELEASED]  # fmt: skip
 # The output that appears last.
 REPORT = "output_pairs_file.report.json"
 LAST = {"make_candidates": "output_run_file", "split_queries": "output_dev_qrels", "make_train_pairs": REPORT,

@@ -32,7 +32,7 @@ FOREIGN_FLAGS |= {"rdzv_backend", "rdzv_endpoint", "rdzv_id"}
 # made by the two commands, or the reader's own
 NOT_CARRIED = re.compile(r"^(data|models|runs|msmarco|scifact)/")
 # files that the scripts write, and names of other projects' files
-MADE = {"vocab.txt", "text.txt", "2019qrels-docs.txt"}
+MADE = {"vocab.txt", "text.txt", "2019qrels-docs.txt", "2020qrels-docs.txt"}
 
 
 def name_of(path: Path) -> str:

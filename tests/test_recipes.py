@@ -276,7 +276,8 @@ def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
 def test_what_is_prepared_is_not_prepared_again_for_no_methods(project: Path, tmp_path: Path, recipe: str) -> None:
     made = {"data": ["top100.train", "top100.test", "test_pairs.tsv.report.json", "all_pairs.tsv.report.json",
                      "all_pairs.tsv.gz.report.json", "positives.19.features", "positives.scores.tsv", "text.txt",
-                     "train_pairs.tsv.report.json", "dev_pairs.tsv.report.json", "trec_pairs.tsv.report.json"],
+                     "train_pairs.tsv.report.json", "dev_pairs.tsv.report.json", "trec_pairs.tsv.report.json",
+                     "dev_top100"],
             "models": [f"{name}/config.json" for name in
                        ("teacher", "layers", "general_student", "scratch_3_384", "general_3_384")]}  # fmt: skip
     for folder, names in made.items():
@@ -377,3 +378,61 @@ def test_the_papers_setting(project: Path, tmp_path: Path) -> None:
                 query_id: sorted(DOCUMENTS) for query_id in query_ids
             }
     assert "trec_eval -m ndcg_cut.10 -m map" in done.stdout
+
+
+def test_a_sample_of_the_dev_queries_and_a_test_set_that_can_be_missing(project: Path, tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    docs = "".join(f"{doc_id}\thttp://x\tmat\t{text}\n" for doc_id, text in DOCUMENTS.items())
+    (downloads / "msmarco-docs.tsv.gz").write_bytes(gzip.compress(docs.encode()))
+    texts = "".join(f"{query_id}\t{text}\n" for query_id, text in QUERIES.items())
+    top = "".join(f"{query_id} Q0 d{i} {i + 1} {-i} x\n" for query_id in QUERIES for i in range(3))
+    for name in ("docdev", "test2019", "test2020"):
+        (downloads / f"msmarco-{name}-queries.tsv.gz").write_bytes(gzip.compress(texts.encode()))
+    for name in ("docdev", "doctest2019"):
+        (downloads / f"msmarco-{name}-top100.gz").write_bytes(gzip.compress(top.encode()))
+    (downloads / "msmarco-docdev-qrels.tsv.gz").write_bytes(gzip.compress(b"q1 0 d1 1\n"))
+    (downloads / "2019qrels-docs.txt").write_text("q1 0 d1 1\n")
+    for model in ("teacher", "6_768_simplified"):
+        (project / "models" / "tiny" / model).mkdir(parents=True)
+        (project / "models" / "tiny" / model / "config.json").touch()
+    data = project / "data" / "tiny"
+    data.mkdir(parents=True)
+    for name in ("positives.tsv.gz", "positives.scores.tsv", "train_pairs.tsv.report.json", "text.txt"):
+        (data / name).touch()
+
+    def run(**variables: str) -> Ran:
+        def answer(script: str, *arguments: str) -> Finished:
+            is_real = script.endswith(("sample_run.py", "make_rerank_pairs.py"))
+            return run_python(script, *arguments) if is_real else Finished(0, "", "")
+
+        own = {"name": "tiny", "downloads": str(downloads), "students": "6_768", "methods": "simplified"}
+        return run_recipe(project, "msmarco_doc.sh", answer, **own, **variables)
+
+    def queries_of(name: str) -> set[str]:
+        return {pair.example_id.partition("#")[0] for pair in read_pairs(data / f"{name}_pairs.tsv", labelled=False)}
+
+    # as the authors released samples: ids, with or without the text
+    (tmp_path / "ids").write_text("q1\tthe text\nq4\nq5,the text\nq99\n")
+    sample = {"dev_query_ids": str(tmp_path / "ids"), "num_dev_queries": "2"}
+    done = run(**sample)
+    assert done.returncode == 0, done.stderr
+    missing = "TREC 2020 DL is left out, because there is no "
+    assert done.stdout.count(missing) == 1 and f"{missing}{downloads}/2020qrels-docs.txt\n" in done.stdout
+    assert len(queries_of("dev")) == 2 and queries_of("dev") < {"q1", "q4", "q5"}
+    assert read_run(data / "dev_top100").keys() == queries_of("dev")
+    assert queries_of("trec") == set(QUERIES) and not (data / "trec2020_pairs.tsv").exists()
+    measured = [call[1:] for call in done.calls if call[0] == "msmarco_mrr_eval.py"]
+    assert any(flags[0] == "--queries_of=data/tiny/dev_top100" for flags in measured)
+
+    # another sample under this name is refused, the same one resumes; the second test set is added
+    done = run(num_dev_queries="3")
+    assert done.returncode == 2 and "has another sample of the dev queries ('the queries of " in done.stderr
+    (downloads / "msmarco-doctest2020-top100.gz").write_bytes(gzip.compress(top.encode()))
+    (downloads / "2020qrels-docs.txt").write_text("q2 0 d1 1\n")
+    done = run(**sample)
+    assert done.returncode == 0 and missing not in done.stdout, done.stderr
+    assert [call[0] for call in done.calls if call[0].endswith("sample_run.py")] == []
+    assert queries_of("trec2020") == set(QUERIES)
+    runs = {flags["output_results_file"] for flags in flags_of(done.calls, "convert_to_trec_results.py")}
+    assert "runs/tiny/trec2020/6_768_simplified.run" in runs

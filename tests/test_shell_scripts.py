@@ -479,6 +479,7 @@ def test_an_argument_is_like_a_variable(tmp_path: Path) -> None:
         ("experiments/beir.sh", "epochs=3", "num_train_epochs"),
         ("experiments/beir.sh", "sources=x", "source"),
         ("experiments/msmarco_doc.sh", "windo=3", "window"),
+        ("experiments/released.sh", "released_run=x", "released_runs"),
     ],
 )
 def test_an_unknown_argument_is_refused_with_the_nearest_variable(
@@ -519,7 +520,8 @@ def test_a_name_of_another_program_in_the_environment_is_refused(
 
 
 def test_help_is_the_text_of_the_script(tmp_path: Path) -> None:
-    for script in ("distill.sh", "reranker.sh", "experiments/beir.sh", "experiments/msmarco_doc.sh"):
+    for script in ("distill.sh", "reranker.sh", "experiments/beir.sh", "experiments/msmarco_doc.sh",
+                   "experiments/released.sh"):  # fmt: skip
         for arguments in (["--help"], ["seed=1", "--help"], ["-h"]):
             done = run_with(script, tmp_path, *arguments, overwrite="neither")
             assert (done.returncode, done.stderr, done.calls) == (0, "", [])
