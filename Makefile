@@ -18,7 +18,7 @@ install: $(VENV)/installed ## make the environment .venv with what the scripts n
 
 example: $(VENV)/installed ## build the example: collection, teacher, student; re-rank and print the table
 	[ -e models/python_docs/student_simplified/config.json ] || python=$(python) bash distill.sh
-	python=$(python) bash reranker.sh
+	python=$(python) bash reranker.sh interpolation_weight=0.5
 	@echo
 	@echo "The losses of the training: models/python_docs/student_simplified/training_curves.png"
 

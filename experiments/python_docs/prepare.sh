@@ -14,9 +14,9 @@ do_lower_case=yes                           # its vocabulary is uncased
 
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage
 student_layers=${student_layers:-2,4,6}     # layers of the encoder that the general student takes
-teacher_batch_size=${teacher_batch_size:-8} # examples per step
-teacher_learning_rate=${teacher_learning_rate:-2e-5} # the highest value; with 5e-5 and few steps it learned very little
-teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
+teacher_batch_size=${teacher_batch_size:-16} # examples per step
+teacher_learning_rate=${teacher_learning_rate:-3e-5} # the highest value; with 1e-4 it learned nothing (README.md here)
+teacher_epochs=${teacher_epochs:-1}         # passes over the pairs
 pseudo_queries=${pseudo_queries:-0}         # number of pseudo-queries that the teacher is trained on first; 0: none
 pseudo_kind=${pseudo_kind:-sentence}        # what they are. Titles are only names here, such as argparse.Action
 pseudo_negatives=${pseudo_negatives:-1}     # negatives of each, sampled from its 100 candidates
