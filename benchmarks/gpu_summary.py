@@ -15,8 +15,15 @@ from runtime.script import run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description="Prints the results in a directory of benchmarks/gpu.sh, with the goals.")
-    parser.add_argument("directory", type=Path, help="the directory `out` of gpu.sh")
+    parser = Parser(
+        description="""Prints the results of benchmarks/gpu.sh as a table: each value with its unit and its goal, and
+whether the goal is reached.
+
+  python benchmarks/gpu_summary.py gpu_results
+
+The exit status is 0, also where a check failed or a goal is missed: the table says so.""",
+    )
+    parser.add_argument("directory", type=Path, help="the directory with the results, `out` of gpu.sh")
     return parser.parse(lambda args: None)
 
 
