@@ -1,12 +1,18 @@
 """Prints the results of gpu.sh as a table, with the goals."""
 
-import argparse
-import itertools
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import itertools
+import json
 
 from benchmarks.machine import Row
 from runtime.errors import InputError
