@@ -22,7 +22,8 @@ STOPPED = 75  # exit status of distill.py after a signal
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="""Checks one of these. The exit status is 1 if the check fails.
+        description="""Checks one of these. Prints what differs, or the output of pytest. The exit status is 1 if the
+check fails. Without pytest the tests are not run, and it is 0.
 
   tests   the tests marked gpu pass
   resume  a training with --deterministic that SIGTERM stops and --resume resumes gives the same bytes as another one
@@ -32,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
   python benchmarks/checks.py resume""",
     )
-    parser.add_argument("check", choices=("tests", "resume", "nccl"))
+    parser.add_argument("check", choices=("tests", "resume", "nccl"), help="what to check, as above")
     parser.add_argument("--teacher", type=shape, default=Shape(6, 192), help="LAYERS/HIDDEN (default 6/192)")
     parser.add_argument("--student", type=shape, default=Shape(3, 96), help="LAYERS/HIDDEN (default 3/96)")
     parser.add_argument("--updates", type=int, default=100, help="optimization steps of each run (default 100)")

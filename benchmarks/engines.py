@@ -60,7 +60,8 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(
         description="""Scores the same pairs with the same model by each engine that is installed, on the CPU: this
 project, CrossEncoder of sentence-transformers, plain transformers, ONNX Runtime, OpenVINO, CTranslate2.
-requirements-benchmarks.txt names them. An engine that is not installed is skipped, and the output says so.
+requirements-benchmarks.txt names them. An engine that is not installed is skipped, and the output says so. Prints two
+tables.
 
   pip install -r requirements-benchmarks.txt
   python benchmarks/engines.py                                                 synthetic model and pairs
@@ -78,21 +79,24 @@ batch in eight before they are measured. ONNX Runtime has an optimized graph, an
 matmul. OpenVINO's int8 is quantized by NNCF and calibrated on pairs of the measurement. The exit status is 1 if scores
 of this project in fp32 differ from the reference by more than rounding.""",
     )
-    parser.add_argument("--model_dir", help="a ranker, or its id on the Hugging Face Hub (default: random weights)")
-    parser.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN of random weights "
+    inputs = parser.add_argument_group("model and pairs")
+    inputs.add_argument("--model_dir", help="a ranker, or its id on the Hugging Face Hub (default: random weights)")
+    inputs.add_argument("--student", type=shape, default=Shape(3, 384), help="LAYERS/HIDDEN of random weights "
                         "(default 3/384)")  # fmt: skip
-    parser.add_argument("--pairs", type=Path, help="pairs without labels (default: synthetic passages of 15 to 150 "
+    inputs.add_argument("--pairs", type=Path, help="pairs without labels (default: synthetic passages of 15 to 150 "
                         "words)")  # fmt: skip
-    parser.add_argument("--num_pairs", type=int, default=1200, help="the first pairs are scored (default 1200)")
-    parser.add_argument("--max_seq_length", type=int, help="tokens (default: that of the training, or 256)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pairs, of the other engines (default 8)")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of each engine (default: all cores)")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="separated by commas (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each engine (default 3)")
-    parser.add_argument("--whole_process", default="1000", help="numbers of pairs, separated by commas; 0: none "
+    inputs.add_argument("--num_pairs", type=int, default=1200, help="the first pairs are scored (default 1200)")
+    inputs.add_argument("--max_seq_length", type=int, help="tokens (default: that of the training, or 256)")
+    runs = parser.add_argument_group("runs")
+    runs.add_argument("--batch_size", type=int, default=8, help="pairs, of the other engines (default 8)")
+    runs.add_argument("--threads", type=int, default=default_threads(), help="of each engine (default: all cores)")
+    runs.add_argument("--engines", default=",".join(ENGINES), help="separated by commas (default: all)")
+    runs.add_argument("--rounds", type=int, default=3, help="runs of each engine (default 3)")
+    runs.add_argument("--whole_process", default="1000", help="numbers of pairs, separated by commas; 0: none "
                         "(default 1000). Those above 1000 run once")  # fmt: skip
-    parser.add_argument("--output_dir", type=Path, help="where to write engines.md and engines.png (default: nowhere)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the two files if they exist")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=Path, help="where to write engines.md and engines.png (default: nowhere)")
+    output.add_argument("--overwrite", action="store_true", help="replace the two files if they exist")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)  # see `run_child`
     return parser.parse(check_args)
 

@@ -1,12 +1,18 @@
 """Prints the results of gpu.sh as a table, with the goals."""
 
-import argparse
-import itertools
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
+import argparse
+import itertools
+import json
 
 from benchmarks.machine import Row
 from runtime.errors import InputError
@@ -15,8 +21,15 @@ from runtime.script import run_script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description="Prints the results in a directory of benchmarks/gpu.sh, with the goals.")
-    parser.add_argument("directory", type=Path, help="the directory `out` of gpu.sh")
+    parser = Parser(
+        description="""Prints the results of benchmarks/gpu.sh as a table: each value with its unit and its goal, and
+whether the goal is reached.
+
+  python benchmarks/gpu_summary.py gpu_results
+
+The exit status is 0, also where a check failed or a goal is missed: the table says so.""",
+    )
+    parser.add_argument("directory", type=Path, help="the directory with the results, `out` of gpu.sh")
     return parser.parse(lambda args: None)
 
 

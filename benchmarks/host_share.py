@@ -27,7 +27,7 @@ Prints microseconds a pair and milliseconds a step: the fastest of several round
 
 The first line is without a GPU. Batches then have one token, because a GPU does the padding itself; the calls are the
 same. The time is CPU time of one thread, so other programs count little. If there is a GPU, a second line has the wall
-time with it, with the real copies and padding.""",
+time with it, with the real copies and padding. The exit status is 0: there is nothing to compare with.""",
     )
     parser.add_argument("--pairs", type=int, default=100_000, help="of 64 to 256 tokens (default 100000)")
     parser.add_argument("--steps", type=int, default=300, help="of 64 examples (default 300)")

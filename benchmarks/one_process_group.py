@@ -6,10 +6,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # Ctrl-C during the imports below
+
 import argparse
+import os
 import shlex
 from unittest import mock
 
+from runtime.errors import InputError
 from runtime.flags import Parser
 from runtime.script import run_script
 
@@ -17,11 +24,27 @@ from runtime.script import run_script
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         description="""Runs distill.py in a process group of one process. distill.py alone makes none for one process.
+Prints what distill.py prints. "python benchmarks/checks.py nccl" calls this script, and compares the losses.
 
-  torchrun --nproc_per_node 1 benchmarks/one_process_group.py --distill_flags "--features_file FILE ..." """,
+  torchrun --nproc_per_node 1 benchmarks/one_process_group.py --distill_flags="--features_file FILE ..."
+
+or, without torchrun,
+
+  export RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500
+  python benchmarks/one_process_group.py --distill_flags="--features_file FILE ..."
+
+The exit status is that of distill.py.""",
     )
-    parser.add_argument("--distill_flags", type=shlex.split, required=True, help="quoted as in a shell")
-    return parser.parse(lambda args: None)
+    parser.add_argument(
+        "--distill_flags", type=shlex.split, required=True, help="the flags of distill.py, quoted as in a shell"
+    )
+    return parser.parse(check_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises InputError without the variables that torch.distributed reads."""
+    if "MASTER_ADDR" not in os.environ:
+        raise InputError("MASTER_ADDR is not set; start this script by torchrun")
 
 
 if __name__ == "__main__":

@@ -48,10 +48,11 @@ scores differ from those of the reference implementation by more than the precis
         default=0,
         help="full-length pairs to score without tokenization, too; a tenth for the teacher (default 0)",
     )
-    parser.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,bf16,fp16)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    parser.add_argument("--one_process", action="store_true", help="run all in this process, as on a GPU")
-    parser.add_argument("--results_file", type=Path, help="also write the results, as JSON")
+    runs = parser.add_argument_group("where and how it runs")
+    runs.add_argument("--precisions", help="of rerank.py (default fp32,bf16,int8, on a GPU fp32,bf16,fp16)")
+    runs.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    runs.add_argument("--one_process", action="store_true", help="run all in this process, as on a GPU")
+    runs.add_argument("--results_file", type=Path, help="also write the results, as JSON")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # reference or crossencoder, file, precision
     return parser.parse(check_args)
 

@@ -442,7 +442,7 @@ def test_machines_give_the_scores_of_one_process(machines: tuple[Path, Path], tm
     assert [one.status for one in done] == [0, 0], done
     assert run_main("rerank.py", *rerank_arguments(machines[0], tmp_path / "one")).status == 0
     assert (machines[0] / "scores").read_bytes() == (tmp_path / "one").read_bytes()
-    assert sorted(os.listdir(machines[1])) == ["features", "general", "passages", "ranker", "teacher"]
+    assert sorted(os.listdir(machines[1])) == ["features", "general", "passages", "queries", "ranker", "teacher"]
 
 
 def test_an_error_on_one_machine_ends_torchrun_on_both(machines: tuple[Path, Path]) -> None:
@@ -474,7 +474,8 @@ def test_only_the_first_machine_needs_the_output_directory(machines: tuple[Path,
     assert complete == {name: (output / name).read_bytes() for name in names}
     done = run_two(pool, "distill.py", *flags, "--resume", directories=machines)
     assert [one.status for one in done] == [0, 0] and done[0].stdout.count("nothing to resume") == 2
-    assert sorted(os.listdir(machines[1])) == ["features", "general", "passages", "qrels", "ranker", "teacher"]
+    inputs_alone = ["features", "general", "passages", "qrels", "queries", "ranker", "teacher"]
+    assert sorted(os.listdir(machines[1])) == inputs_alone
 
 
 def other_model(directory: Path) -> None:
@@ -515,7 +516,7 @@ def test_all_refuse_what_differs_on_the_second_machine(
         done = run_two(pool, script, *args, directories=machines, more=([], flag))
         start = f"{script}: error: process 1 on {socket.gethostname()}"
         assert_one_error(done, start, *(part.format(**names) for part in says))
-    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "ranker", "teacher"]
+    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "queries", "ranker", "teacher"]
 
 
 @pytest.mark.parametrize("script, args, more", [
@@ -570,7 +571,7 @@ def test_an_error_ends_a_process_that_is_busy(machines: tuple[Path, Path], pool:
     done = run_two(pool, "rerank.py", *RERANK, "--eval_batch_size", 3, directories=machines, replaced=replaced)
     assert_one_error(done, "process 1 on", "out of memory")
     assert time.monotonic() - start < LONGEST / 2
-    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "ranker", "teacher"]
+    assert sorted(os.listdir(machines[0])) == ["features", "general", "passages", "queries", "ranker", "teacher"]
 
 
 @pytest.mark.slow

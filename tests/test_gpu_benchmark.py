@@ -164,6 +164,13 @@ def test_refusals(tmp_path: Path, arguments: list[str], says: str) -> None:
     assert done.returncode == 2 and says in done.stderr and done.calls == []
 
 
+def test_a_process_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert_refused(run_main("benchmarks/one_process_group.py", "--distill_flags="), "--distill_flags")
+    done = run_main("benchmarks/one_process_group.py", "--distill_flags", "--features_file x")
+    assert_refused(done, "MASTER_ADDR is not set; start this script by torchrun")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     environment = os.environ | {"device": "auto", "python": sys.executable, "out": str(tmp_path / "out")}

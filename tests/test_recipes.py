@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,13 +33,18 @@ def run_recipe(project: Path, recipe: str, answer: Callable[..., Finished] = run
     return run_bash(project / "experiments" / recipe, environment, project, answer)
 
 
-def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "my beir"
+def write_training_queries(folder: Path) -> Path:
+    """Writes a BEIR folder without a test split, and returns it."""
     folder.mkdir()
     rows = [{"_id": doc_id, "title": "the mat", "text": text} for doc_id, text in DOCUMENTS.items()]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "queries.train.tsv").write_text("".join(f"{query_id}\t{text}\n" for query_id, text in QUERIES.items()))
     (folder / "qrels.train.txt").write_text("".join(f"{query_id} 0 {doc} 1\n" for query_id, doc in RELEVANT.items()))
+    return folder
+
+
+def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
+    folder = write_training_queries(tmp_path / "my beir")
     write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
     variables = {
         "name": "tiny", "source": str(folder), "num_held_out": "2", "encoder": str(tmp_path / "encoder"), "window": "5",
@@ -99,6 +105,34 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     assert (student / "model.safetensors").read_bytes() == weights
     assert {path: path.read_bytes() for path in before} == before
     assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_queries_of_an_earlier_test_are_never_held_out_again(project: Path, tmp_path: Path) -> None:
+    folder = write_training_queries(tmp_path / "beir")
+    data = project / "data" / "tiny"
+
+    def answer(script: str, *arguments: str) -> Finished:
+        known = "make_candidates" in script or "split_queries" in script
+        return run_python(script, *arguments) if known else Finished(3, "", "")
+
+    def split(**variables: str) -> tuple[dict, dict]:
+        """Runs the recipe until the qrels are there, and returns those to train with and those of the test."""
+        done = run_recipe(project, "beir.sh", answer, name="tiny", source=str(folder), **variables)
+        assert done.returncode == 3, done.stderr
+        return read_qrels(data / "qrels.train.tsv"), read_qrels(data / "qrels.test.tsv")
+
+    _, earlier = split(num_held_out="3")
+    shutil.rmtree(data)
+    train, test = split(num_held_out="2", not_held_out="3")
+    assert (len(train), len(test), len(earlier)) == (5, 2, 3)
+    assert earlier.items() <= train.items() and not earlier.keys() & test.keys()
+    assert train | test == read_qrels(folder / "qrels.train.txt")
+
+    # a stop after either split, or between the second one and what is added to it, changes nothing
+    for lost in (["qrels.test.tsv"], ["qrels.test.tsv", "qrels.before.tsv", "qrels.rest.tsv"]):
+        for name in lost:
+            (data / name).unlink()
+        assert split(num_held_out="2", not_held_out="3") == (train, test)
 
 
 def flags_of(calls: list[list[str]], script: str) -> list[dict[str, str]]:

@@ -638,7 +638,7 @@ def commands_of_the_pages(script: str) -> set[tuple[str, ...]]:
     """The variables of each command of a script that README.md and docs/ print."""
     text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]).replace("\\\n", " ")
     command = re.escape(f"bash {script}")
-    found = re.findall(rf"((?:\w+=[^\s`]+ +)*){command}((?: \w+=[^\s`]+)*)", text)
+    found = re.findall(rf"((?:\w+=[^\s`]+ +)*){command}((?: +\w+=[^\s`]+)*)", text)
     return {tuple(sorted(f"{before} {after}".split())) for before, after in found}
 
 
