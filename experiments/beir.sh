@@ -17,8 +17,8 @@ source=${source:-}                          # a BEIR folder (absolute, or relati
 train_split=${train_split-train}            # split of the folder, or last part of the dataset's name, if any
 test_split=${test_split-test}               # the same for the test queries, if num_held_out is 0
 num_held_out=${num_held_out:-0}             # number of training queries to test with, if there is no test split
-not_held_out=${not_held_out:-0}             # number of training queries that settings were chosen on before, with
-                                            # num_held_out of this number; they are not among the held-out ones now
+not_held_out=${not_held_out:-0}             # number of queries of an earlier test (its num_held_out). The models learn
+                                            # from them; they are not in the test
 
 # --- pairs
 window=${window:-75}                        # words in a passage; the paper has 150, for 256 tokens
@@ -34,7 +34,7 @@ best_positives=${best_positives:-2}         # number of positives to keep per do
 encoder=${encoder:-}                        # model directory or id to make the teacher from. Default: all-MiniLM-L6-v2
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 student_layers=${student_layers:-2,4,6}     # layers of the encoder that the general student starts from
-general_documents=${general_documents:-2500} # without pseudo-queries: number of documents whose text it learns from
+general_documents=${general_documents:-2500} # documents that the general student learns from, if pseudo_queries=0
 methods=${methods-hard standard tinybert simplified} # empty: stop before the students
 
 # --- training
@@ -47,7 +47,7 @@ learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-
 num_train_epochs=${num_train_epochs:-2}     # of the students
 pseudo_queries=${pseudo_queries:-5200}      # number of pseudo-queries that teacher and general student learn from first
                                             # (docs/data.md), at most; 0: none
-pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence for documents without titles
+pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence (docs/data.md)
 pseudo_negatives=${pseudo_negatives:-2}     # negatives of each, sampled from its 100 candidates
 pseudo_learning_rate=${pseudo_learning_rate:-5e-5} # of the teacher's epoch over them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
@@ -56,12 +56,17 @@ python=${python:-$default_python}           # the Python interpreter. Default: .
 [[ -n $source ]] || fail "set source to a BEIR folder or to ir_datasets:beir/NAME"
 data=data/$name models=models/$name runs=runs/$name
 check_exists "make it first" encoder
+[[ $num_held_out != 0 || $train_split != "$test_split" ]] ||
+    fail "train_split and test_split are the same, so the models would be tested on queries that they learned from;" \
+        "set num_held_out"
 [[ ! -e $data/source.txt || $(<"$data/source.txt") == "$source" || $(<"$data/source.txt") -ef $source ]] ||
     fail "$data was made from $(<"$data/source.txt"), not from source=$source; set another name, or remove $data and" \
         "$models"
 export collection=$name max_seq_length do_lower_case train_batch_size device python
 mkdir -p "$data" "$models" "$runs"
 printf '%s\n' "$source" >"$data/source.txt"
+keep_settings "$data/settings.txt" train_split test_split num_held_out not_held_out window stride max_seq_length \
+    rerank_depth num_negatives num_random_negatives threshold best_positives pseudo_queries pseudo_kind pseudo_negatives
 
 # Sets split_flags for a split of the collection.
 of_split() {

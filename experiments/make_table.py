@@ -21,6 +21,7 @@ from experiments.results import SETTINGS_FILE, read_json, read_results, write_js
 from experiments.rows import (
     Paths,
     check_inputs_stay,
+    check_teacher_stays,
     check_test_sets,
     is_done,
     remove_row,
@@ -80,6 +81,7 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any
     for name in args.redo:
         remove_row(recipe, paths, recipe.row(name))
     missing = [job for job in recipe.jobs() if not is_done(recipe, paths, job)]
+    check_teacher_stays(recipe, paths, missing)
     settings_file = paths.results / SETTINGS_FILE
     if missing or not settings_file.exists():
         write_json(settings_file, settings)

@@ -16,6 +16,21 @@ prepare() {
     make "$1" "$python" "data_preparation/$2.py" "${@:3}"
 }
 
+# Writes variables to a file. If the file has other values, ends the script, because its outputs would not be made again.
+# Call: keep_settings FILE VARIABLE...
+keep_settings() {
+    local key before now
+    now=$(for key in "${@:2}"; do printf '%s=%s\n' "$key" "${!key}"; done)
+    before=$now
+    [[ ! -e $1 ]] || before=$(<"$1")
+    [[ $before == "$now" ]] || {
+        key=$(diff <(printf '%s\n' "$before") <(printf '%s\n' "$now") | sed -n 's/^< //p' | head -n 1)
+        fail "the files of $data and $models were made with other values of variables, such as $key; set these again," \
+            "set another name, or remove both directories"
+    }
+    printf '%s\n' "$now" >"$1"
+}
+
 # Makes train_pairs.tsv: the pairs without the positives that the teacher scores low. The report is written last.
 # Call: filter_pairs PAIRS POSITIVES FLAGS_OF_RERANK...
 filter_pairs() {

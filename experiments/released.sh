@@ -111,7 +111,7 @@ done
 print_table() {
     local measures='NDCG@10 MRR MAP'
     "$python" -c 'import pytrec_eval' 2>/dev/null || {
-        echo "pytrec_eval is not installed, so only MRR is measured"
+        echo "pytrec_eval is not installed, so only MRR is measured" >&2
         measures=MRR
     }
     "$python" msmarco_mrr_eval.py "$@" --measures $measures --format markdown

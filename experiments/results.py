@@ -69,11 +69,27 @@ def read_results(directory: Path) -> Results:
     recipe = parse_recipe(read_json(settings_file)["recipe"], settings_file)
     files = {job.name: directory / "rows" / f"{job.name}.json" for job in recipe.jobs()}
     speed_file = directory / "rows" / "speed.json"
+    data = {name: read_json(path) for name, path in files.items() if path.exists()}
+    _check_same_queries({name: files[name] for name in data}, data)
     return Results(
         recipe,
-        {name: read_json(path) for name, path in files.items() if path.exists()},
+        data,
         read_json(speed_file) if speed_file.exists() else None,
     )
+
+
+def _check_same_queries(files: Mapping[str, Path], data: Mapping[str, dict[str, Any]]) -> None:
+    """Raises InputError if two rows were measured on different queries: their values are compared query by query."""
+    first: dict[Column, tuple[str, set[str]]] = {}
+    for name, of_row in data.items():
+        for queries, measures in of_row["test_sets"].items():
+            for measure, measured in measures.items():
+                other, ids = first.setdefault((queries, measure), (name, measured["per_query"].keys()))
+                if measured["per_query"].keys() != ids:
+                    raise InputError(
+                        f"{files[name]} and {files[other]} have {measure} of different queries in {queries}; remove one "
+                        "of them, and make it again"
+                    )
 
 
 def shape_of(config: Mapping[str, int]) -> str:

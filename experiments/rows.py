@@ -120,6 +120,19 @@ def check_test_sets(recipe: Recipe, paths: Paths, redo: list[str]) -> None:
                 )
 
 
+def check_teacher_stays(recipe: Recipe, paths: Paths, missing: list[Job]) -> None:
+    """Raises InputError if rows exist, and rows to run would get another teacher, because that of the rows is gone."""
+    model = teacher_model(recipe)
+    if not {job.row.kind for job in missing} & {"teacher", "student"} or not recipe.prepare or model.exists():
+        return
+    for job in recipe.jobs():
+        if job.row.kind != "candidates" and job not in missing:
+            raise InputError(
+                f"{paths.data(job)} was made with a teacher that is not in {model} any more; new rows would have another "
+                f"teacher. Move {paths.results} away to make all rows again, or pass --only_table"
+            )
+
+
 def check_inputs_stay(recipe: Recipe, paths: Paths) -> None:
     """Raises InputError if a file of a test set is a file that make_table.py writes or removes."""
     outputs = [paths.results / name for name in ("table.md", "table.tex", "table.png", "table.log", SETTINGS_FILE)]

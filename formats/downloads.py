@@ -68,6 +68,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 packed.extractall(folder)  # without links; it drops ".." and "/" from the start of names
         else:
             with tarfile.open(archive) as packed:
+                if not hasattr(tarfile, "data_filter"):
+                    raise InputError("this needs Python 3.11.4 or newer; unpack the archive yourself")
                 packed.extractall(folder, filter="data")  # raises for a member that leaves the folder
     except Exception as error:  # a damaged archive raises almost anything, also an OSError without a number
         if isinstance(error, OSError) and error.errno is not None:
