@@ -304,7 +304,7 @@ def distil(args: argparse.Namespace, device: torch.device, precision: Precision,
         for record in records:
             logger.handle(record)
         if queries is not None:
-            logger.info("%s", queries.summary())
+            logger.log(logging.WARNING if queries.few_margins() else logging.INFO, "%s", queries.summary())
         if checked:
             logger.info("%s", checked)
         if args.resume:

@@ -87,8 +87,8 @@ def _check_same_queries(files: Mapping[str, Path], data: Mapping[str, dict[str, 
                 other, ids = first.setdefault((queries, measure), (name, measured["per_query"].keys()))
                 if measured["per_query"].keys() != ids:
                     raise InputError(
-                        f"{files[name]} and {files[other]} have {measure} of different queries in {queries}; remove one "
-                        "of them, and make it again"
+                        f"{files[name]} and {files[other]} have {measure} of different queries in {queries}; remove "
+                        "one of them, and make it again"
                     )
 
 

@@ -128,8 +128,8 @@ def check_teacher_stays(recipe: Recipe, paths: Paths, missing: list[Job]) -> Non
     for job in recipe.jobs():
         if job.row.kind != "candidates" and job not in missing:
             raise InputError(
-                f"{paths.data(job)} was made with a teacher that is not in {model} any more; new rows would have another "
-                f"teacher. Move {paths.results} away to make all rows again, or pass --only_table"
+                f"{paths.data(job)} was made with a teacher that is not in {model} any more; new rows would have "
+                f"another teacher. Move {paths.results} away to make all rows again, or pass --only_table"
             )
 
 

@@ -61,6 +61,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_header(fields: list[str], labelled: bool) -> bool:
+    if not fields:
+        return False
     is_data = fields[-1].strip() in ("0", "1") if labelled else "#" in fields[0]
     return not is_data and all(map(_HEADER_FIELD.fullmatch, fields))
 

@@ -41,6 +41,7 @@ def quantized_linear(weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torc
         scale, minimum = (
             rows[:, -_ROW_PARAMETERS:].clone(memory_format=torch.contiguous_format).view(torch.float32).split(1, dim=1)
         )  # (N, 1) each
+        minimum = minimum + 0 * x.sum(dim=1, keepdim=True)  # the quantizer loses a NaN; this keeps it
         return torch.addcmul(bias, matmul(rows), scale).addcmul_(minimum, row_sums)
 
     return linear

@@ -118,6 +118,14 @@ def test_a_row_is_quantized_with_its_own_scale(inputs: int) -> None:
     assert torch.equal(linear(x), found)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_stays_visible(value: float) -> None:
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    x[2, 7] = value
+    y = int8.quantized_linear(torch.randn(9, 64), torch.zeros(9))(x)
+    assert [row.isfinite().all().item() for row in y] == [True, True, False, True, True]
+
+
 def test_without_vnni_no_sum_saturates() -> None:
     """oneDNN is told to use AVX2 alone. Then 2 * 255 * 127 does not fit into the 16 bits of its sums."""
     code = """

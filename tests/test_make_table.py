@@ -287,6 +287,14 @@ def test_means_spreads_costs_and_speeds(tmp_path: Path) -> None:
     assert lines["Simplified"][1] == "0.5500 ± 0.0000‡" and lines["TinyBERT"][1] == "0.4500 ± 0.0000†‡"
 
 
+def test_rows_of_different_queries_are_refused(tmp_path: Path) -> None:
+    rows = in_order()
+    per_query = rows["simplified.43"]["test_sets"]["test"]["MAP"]["per_query"]
+    per_query["q99"] = per_query.pop("q07")
+    with pytest.raises(InputError, match=r"simplified\.43\.json and .*bm25\.json have MAP of different queries"):
+        results_of(tmp_path, rows)
+
+
 def test_interpolated_runs_are_a_second_line_of_each_model(tmp_path: Path) -> None:
     rows = in_order()
     plain = main_table(results_of(tmp_path / "plain", rows))

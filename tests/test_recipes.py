@@ -107,6 +107,29 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
+def test_a_test_on_the_training_queries_is_refused(project: Path, tmp_path: Path) -> None:
+    folder = write_training_queries(tmp_path / "beir")
+    for split in ("", "train"):
+        done = run_recipe(project, "beir.sh", only_record, source=str(folder), train_split=split, test_split=split)
+        assert done.returncode == 2 and "train_split and test_split are the same" in done.stderr
+        assert not done.calls
+
+
+def test_files_of_other_settings_are_not_used(project: Path, tmp_path: Path) -> None:
+    folder = write_training_queries(tmp_path / "beir")
+    variables = {"name": "tiny", "source": str(folder), "num_held_out": "2"}
+
+    def stopped(*_: str) -> Finished:
+        return Finished(3, "", "")
+
+    assert run_recipe(project, "beir.sh", stopped, **variables).returncode == 3
+    assert run_recipe(project, "beir.sh", stopped, **variables).returncode == 3
+    done = run_recipe(project, "beir.sh", stopped, **variables | {"num_held_out": "3"})
+    assert done.returncode == 2 and "num_held_out=2" in done.stderr and not done.calls
+    done = run_recipe(project, "beir.sh", stopped, **variables, window="9")
+    assert done.returncode == 2 and "window=75" in done.stderr and not done.calls
+
+
 def test_queries_of_an_earlier_test_are_never_held_out_again(project: Path, tmp_path: Path) -> None:
     folder = write_training_queries(tmp_path / "beir")
     data = project / "data" / "tiny"

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from tiny import (
     STUDENT,
     TEACHER,
@@ -17,7 +18,9 @@ from tiny import (
     write_transformers,
 )
 
+from formats.checksums import write_checksums
 from formats.run_file import trained_length
+from training.state import FILE_NAME
 
 EXAMPLES = 9
 
@@ -132,7 +135,7 @@ def test_a_directory_that_does_not_say_the_length_gives_no_warning(
 
 
 def test_a_run_of_an_earlier_version_resumes(inputs: Path, tmp_path: Path) -> None:
-    """Its checkpoints have another `model_max_length`, and its training.json no `max_seq_length`."""
+    """It has another `model_max_length`, no `max_seq_length` in training.json, and no margin loss."""
     out = tmp_path / "out"
     own = ["--distill_model", "hard", "--save_model_step", 1]
     assert distil(inputs, out, *own).status == 0
@@ -140,6 +143,18 @@ def test_a_run_of_an_earlier_version_resumes(inputs: Path, tmp_path: Path) -> No
     before = [(out / name).read_bytes() for name in names]
     run = json.loads(before[-1])
     assert run.pop("max_seq_length") == 17
+    assert run["settings"].pop("margin_weight") == 0
+    for checkpoint in out.glob("checkpoint-*"):
+        file = checkpoint / FILE_NAME
+        with safetensors.safe_open(file, "pt") as saved:
+            tensors, state = (
+                {name: saved.get_tensor(name) for name in saved.keys()},
+                json.loads(saved.metadata()["state"]),
+            )
+        assert state["progress"]["settings"].pop("margin_weight") == 0
+        assert state["progress"]["sums"].pop() == 0
+        file.write_bytes(safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+        write_checksums(checkpoint)
     (out / "training.json").write_text(json.dumps(run | {"finished": False}))
     for name in names[:3]:
         (out / name).unlink()

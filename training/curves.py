@@ -36,7 +36,7 @@ def used_losses(rows: list[dict]) -> list[str]:
 
     Lines hold None if float16 skipped all of their steps.
     """
-    terms = [name for name in _LOSSES if name != "loss" and any(row[name] for row in rows)]
+    terms = [name for name in _LOSSES if name != "loss" and any(row.get(name) for row in rows)]
     is_total = len(terms) == 1 and all(row[terms[0]] == row["loss"] for row in rows)
     return terms if is_total else ["loss", *terms]
 
@@ -63,7 +63,7 @@ def write_training_curves(directory: Path) -> bool:
     rows = -(-len(names) // columns)
     for name in names:
         label, color = _LOSSES[name]
-        values = [row[name] or float("nan") for row in losses]  # a logarithm has no 0
+        values = [row.get(name) or float("nan") for row in losses]  # a logarithm has no 0
         axes.plot(steps, values, label=label, color=color, linewidth=1.8 if name == "loss" else 1.2)
     title = printable(f"{directory.resolve().name}: training")
     axes.set_title(title, pad=12 + 14 * rows, parse_math=False)  # above the legend

@@ -30,8 +30,12 @@ class Queries:
         # A pair without a margin can be anywhere, so it is a group of its own.
         groups = np.split(order, np.flatnonzero(np.diff(queries, prepend=-1) | ~self.have_margins[queries])[1:])
         by_size: dict[int, list[np.ndarray]] = {}
+        tail, room = [], count % part_size  # the pairs after the last full part, which can be left out: any query's
         for i in rng.permutation(len(groups)):
-            by_size.setdefault(len(groups[i]), []).append(groups[i])
+            tail.append(groups[i][:room])
+            room -= len(tail[-1])
+            if len(rest := groups[i][len(tail[-1]) :]):
+                by_size.setdefault(len(rest), []).append(rest)
         parts = []
         while by_size:
             part, room = [], part_size
@@ -45,8 +49,7 @@ class Queries:
                 part.append(group[:room])
                 room -= len(part[-1])
             parts.append(np.concatenate(part))
-        num_full = count // part_size
-        return np.concatenate([*(parts[i] for i in rng.permutation(num_full)), *parts[num_full:]])
+        return np.concatenate([*(parts[i] for i in rng.permutation(len(parts))), *tail])
 
     def of_part(self, part: np.ndarray, examples: np.ndarray, num_parts: int) -> dict[str, np.ndarray]:
         """Returns `queries`, (part size,) int64, and `num_margins`, float32, for `margin_loss` of a part of a batch.
@@ -56,6 +59,10 @@ class Queries:
         """
         total = sum(_num_margins(self.numbers[p], self.labels[p]).sum() for p in np.split(examples, num_parts))
         return {"queries": self.numbers[part], "num_margins": np.array(max(total, 1) / num_parts, np.float32)}
+
+    def few_margins(self) -> bool:
+        """Returns whether more than a tenth of the pairs have no margin. With margins alone they teach nothing."""
+        return (~self.have_margins[self.numbers]).mean() > 0.1
 
     def summary(self) -> str:
         others = (~self.have_margins[self.numbers]).sum()

@@ -86,6 +86,7 @@ class RunDirectory:
                 )
 
     def _check_settings(self, earlier: dict[str, Any]) -> None:
+        earlier = {"margin_weight": 0.0} | earlier  # versions before margins did not write it
         if found := differences(earlier, self.settings, self._contents):
             raise InputError(
                 f"--resume: the run in {self.path} differs in {found}; give the flags and files of that run, pass "

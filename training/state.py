@@ -148,7 +148,9 @@ def load_training_state(directory: Path | None, training: Training, device: torc
         torch.set_rng_state(saved[f"generator.{rank()}.cpu"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved[f"generator.{rank()}.cuda"], device)
-        return Progress(**{field.name: numbers["progress"][field.name] for field in dataclasses.fields(Progress)})
+        progress = Progress(**{field.name: numbers["progress"][field.name] for field in dataclasses.fields(Progress)})
+        progress.sums += [0.0] * (len(LOSSES) - len(progress.sums))  # versions before margins have one term less
+        return progress
     except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise TrainingStateError(f"{path} is not the state of a run with these settings ({error!r})") from None
 

@@ -7,13 +7,15 @@ import numpy as np
 import torch
 
 from formats.features import Features
+from runtime.distributed import world_size
 from runtime.errors import InputError
 from training.state import Progress
 from training.terms import LOSSES
 
 logger = logging.getLogger(__name__)
 
-# Steps that are read together, by type of device. Several processes notice a signal only then.
+# Steps that are read together, by type of device. Several processes read each step: they notice a signal only then, and
+# torchrun does not wait long for them.
 AT_ONCE = {"cpu": 1, "cuda": 8}
 
 
@@ -25,7 +27,7 @@ class UnreadSteps:
 
     def __init__(self, features: Features, device: torch.device, skips: bool):
         self._features, self._skips = features, skips
-        self._at_once = AT_ONCE[device.type]
+        self._at_once = AT_ONCE[device.type] if world_size() == 1 else 1
         self._steps: list[tuple[int, np.ndarray, torch.Tensor]] = []
 
     def add(self, step: int, examples: np.ndarray, totals: torch.Tensor, is_skipped: torch.Tensor) -> bool:
