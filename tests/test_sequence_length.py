@@ -147,13 +147,10 @@ def test_a_run_of_an_earlier_version_resumes(inputs: Path, tmp_path: Path) -> No
     for checkpoint in out.glob("checkpoint-*"):
         file = checkpoint / FILE_NAME
         with safetensors.safe_open(file, "pt") as saved:
-            tensors, state = (
-                {name: saved.get_tensor(name) for name in saved.keys()},
-                json.loads(saved.metadata()["state"]),
-            )
+            state = json.loads(saved.metadata()["state"])
         assert state["progress"]["settings"].pop("margin_weight") == 0
         assert state["progress"]["sums"].pop() == 0
-        file.write_bytes(safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+        file.write_bytes(safetensors.torch.save(safetensors.torch.load_file(file), {"state": json.dumps(state)}))
         write_checksums(checkpoint)
     (out / "training.json").write_text(json.dumps(run | {"finished": False}))
     for name in names[:3]:
