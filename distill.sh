@@ -50,7 +50,7 @@ early_stopping_patience=${early_stopping_patience:-}  # evaluations without a be
 do_lower_case=${do_lower_case:-yes}         # no: for a cased vocabulary
 max_seq_length=${max_seq_length:-128}       # tokens of query and passage; the paper has 256. 128 is half the work, for
                                             # a CPU. Most pairs of the example's test set fit
-train_batch_size=${train_batch_size:-16}     # examples per step; the paper has 64. The example has only 7,200 pairs
+train_batch_size=${train_batch_size:-16}     # examples per step; the paper has 64. The example has only 9,000 pairs
 learning_rate=${learning_rate:-2e-4}        # the highest value; the paper has 5e-5, for many more steps
 num_train_epochs=${num_train_epochs:-1}     # passes over the pairs; the paper has 2
 intermediate_learning_rate=${intermediate_learning_rate:-}        # tinybert, first step. Default: learning_rate

@@ -176,7 +176,7 @@ def parse_args() -> argparse.Namespace:
     add_number("--window", 50, "words in a passage. Most passages of the library then have at most 128 tokens")
     add_number("--stride", 30, "words from the start of a passage to the start of the next one")
     group = parser.add_argument_group("queries and pairs")
-    add_number("--num_train_queries", 3600, "most queries for training, of the library and the packages")
+    add_number("--num_train_queries", 4500, "most queries for training, of the library and the packages")
     add_number("--num_dev_queries", 300, "queries of the library to choose settings on")
     add_number("--num_test_queries", 300, "queries of the library for the test")
     add_number("--num_negatives", 1, "passages that are not relevant, for each training query")
