@@ -66,7 +66,7 @@ export collection=$name max_seq_length do_lower_case train_batch_size device pyt
 mkdir -p "$data" "$models" "$runs"
 printf '%s\n' "$source" >"$data/source.txt"
 keep_settings "$data/settings.txt" train_split test_split num_held_out not_held_out window stride max_seq_length \
-    rerank_depth num_negatives num_random_negatives threshold best_positives pseudo_queries pseudo_kind pseudo_negatives
+    rerank_depth num_negatives num_random_negatives threshold best_positives
 
 # Sets split_flags for a split of the collection.
 of_split() {
@@ -125,6 +125,7 @@ if [[ $pseudo_queries != 0 && ! (-e $models/teacher/config.json && -e $models/ge
     LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
         >"$data/queries.test.tsv"
     make_pseudo_pairs "$source" "$data/queries.test.tsv"
+    keep_settings "$data/pseudo_settings.txt" pseudo_queries pseudo_kind pseudo_negatives
     make "$pretrained/config.json" env distill_model_type=hard train_pairs="$data/pseudo_pairs.tsv" \
         general_student_model="$encoder" output_student_dir="$pretrained" learning_rate="$pseudo_learning_rate" \
         num_train_epochs=1 train_batch_size="$teacher_batch_size" bash distill.sh

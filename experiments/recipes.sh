@@ -24,7 +24,7 @@ keep_settings() {
     before=$now
     [[ ! -e $1 ]] || before=$(<"$1")
     [[ $before == "$now" ]] || {
-        key=$(diff <(printf '%s\n' "$before") <(printf '%s\n' "$now") | sed -n 's/^< //p' | head -n 1)
+        key=$(diff <(printf '%s\n' "$before") <(printf '%s\n' "$now") | sed -n 's/^< //p' | head -n 1) || :
         fail "the files of $data and $models were made with other values of variables, such as $key; set these again," \
             "set another name, or remove both directories"
     }

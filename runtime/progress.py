@@ -42,7 +42,8 @@ class ProgressBar(tqdm):
         return super().update(n)
 
     def close(self) -> None:
-        self._closed.set()
+        if hasattr(self, "_closed"):  # not if a signal came while the object was made
+            self._closed.set()
         super().close()
 
     def line(self) -> str:

@@ -102,7 +102,7 @@ def add_what_is_needed(project: Path) -> None:
     rng = random.Random(5)
     documents = [
         {"_id": f"d{i}", "title": " ".join(rng.choices(WORDS, k=6)), "text": " ".join(rng.choices(WORDS, k=12 + i))}
-        for i in range(40)
+        for i in range(80)
     ]
     for folder in (project / "scifact", project / "path" / "to" / "beir_folder"):
         (folder / "qrels").mkdir(parents=True)

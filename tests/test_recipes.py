@@ -311,7 +311,7 @@ def test_the_examples_teacher_on_pseudo_queries_first(project: Path) -> None:
     done = run_recipe(project, "python_docs/prepare.sh", answer, pseudo_queries="50", teacher_epochs="3")
     assert done.returncode == 0, done.stderr
     wanted = [("pseudo_pairs", "encoder", "pseudo_teacher", "3e-5", "1"),
-              ("train_pairs", "pseudo_teacher", "teacher", "2e-5", "3")]  # fmt: skip
+              ("train_pairs", "pseudo_teacher", "teacher", "3e-5", "3")]  # fmt: skip
     for call, (pairs, start, output, learning_rate, epochs) in zip(
         flags_of(done.calls, "distill.py"), wanted, strict=True
     ):
@@ -389,10 +389,9 @@ def test_the_split_of_a_source_is_named_as_it_has_to_be(project: Path) -> None:
         ["--collection", "ir_datasets:beir/x/train"],
         ["--collection", "ir_datasets:beir/x/test"],
     ]
-    assert (
-        first_calls(source="ir_datasets:beir/x", train_split="", test_split="")
-        == [["--collection", "ir_datasets:beir/x"]] * 2
-    )
+    assert first_calls(source="ir_datasets:beir/x", train_split="", num_held_out="2") == [
+        ["--collection", "ir_datasets:beir/x"]  # the split of its queries is next
+    ]
 
 
 def test_the_papers_setting(project: Path, tmp_path: Path) -> None:

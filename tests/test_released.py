@@ -72,13 +72,13 @@ def take(kind: str, source: Path, output: Path, *flags: object) -> Finished:
     return run_main(SCRIPT, "--kind", kind, "--source", source, "--output", output, *flags)
 
 
-@pytest.mark.parametrize("separator", ["\t", ","])
 def test_an_empty_first_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "examples.csv").write_text("\n1,a query,a passage,1\n")
     done = take("train_pairs", tmp_path / "examples.csv", tmp_path / "pairs.tsv")
     assert_refused(done, "line 1", "0 columns where 4 are needed")
 
 
+@pytest.mark.parametrize("separator", ["\t", ","])
 @pytest.mark.parametrize("has_header", [False, True])
 @pytest.mark.parametrize("suffix", [".tsv", ".zip", ".tar.gz", ".tar", ".zip.zip"])
 def test_pairs_in_every_form(tmp_path: Path, separator: str, has_header: bool, suffix: str) -> None:

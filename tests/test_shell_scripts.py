@@ -204,7 +204,7 @@ def test_a_training_that_was_stopped_resumes_by_itself(run: Run, tmp_path: Path)
     assert sorted(path.name for path in student.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     stop(student)  # as if killed after the second of three steps
     done = run("distill.sh", **own, learning_rate="1e-3")
-    assert done.returncode == 2 and "--learning_rate (0.0001 there, 0.001 here)" in done.stderr
+    assert done.returncode == 2 and "--learning_rate (0.0002 there, 0.001 here)" in done.stderr
     done = run("distill.sh", **own)
     assert done.returncode == 0, done.stderr
     assert f"resuming from {student}/checkpoint-2" in done.stderr
@@ -455,7 +455,7 @@ def test_an_argument_is_like_a_variable(tmp_path: Path) -> None:
     as_arguments = run_with("distill.sh", tmp_path, "seed=7", "rep_weight=0", "learning_rate=", rep_weight="3")
     assert as_arguments.returncode == 0, as_arguments.stderr
     assert as_arguments.calls == in_environment.calls
-    assert flags_of(as_arguments, "distill.py")["learning_rate"] == "1e-4"
+    assert flags_of(as_arguments, "distill.py")["learning_rate"] == "2e-4"
     done = run_with("reranker.sh", tmp_path, "aggregation=SumP", "teacher_model=")
     assert done.returncode == 0, done.stderr
     assert "--aggregation=SumP" in done.calls[-4] and len(calls_of(done, "rerank.py")) == 1
@@ -536,13 +536,13 @@ def test_help_is_the_text_of_the_script(tmp_path: Path) -> None:
 
 
 def test_the_settings_are_printed_and_marked(tmp_path: Path) -> None:
-    done = run_with("distill.sh", tmp_path, "seed=43", "rep_weight=0", "collection=my coll", "learning_rate=1e-4")
+    done = run_with("distill.sh", tmp_path, "seed=43", "rep_weight=0", "collection=my coll", "learning_rate=2e-4")
     assert done.returncode == 0, done.stderr
     settings = settings_of(done)
     assert settings.keys() == variables_of("distill.sh")
     marked = {name for name, (mark, _) in settings.items() if mark == "*"}
     assert marked == {"seed", "rep_weight", "collection", "features_file", "teacher_model", "python"}
-    assert settings["seed"] == ("*", "43") and settings["learning_rate"] == (" ", "1e-4")
+    assert settings["seed"] == ("*", "43") and settings["learning_rate"] == (" ", "2e-4")
     assert settings["general_student_model"] == (" ", "models/my coll/general_student")
     assert settings["output_student_dir"] == (" ", "models/my coll/student_simplified_rep_weight0_seed43")
     done = run_with("distill.sh", tmp_path, "tensorboard_dir=line 1\nline 2")
@@ -810,7 +810,7 @@ def test_missing_parts_of_the_example_are_built(tmp_path: Path) -> None:
     expected = {
         "distill_model": "hard", "features_file": "data/python_docs/train_pairs.7.features", "precision": "bf16",
         "general_student_model": "models/python_docs/encoder", "output_student_dir": "models/python_docs/teacher",
-        "learning_rate": "2e-5", "num_train_epochs": "4", "train_batch_size": "8", "device": "auto",
+        "learning_rate": "3e-5", "num_train_epochs": "4", "train_batch_size": "16", "device": "auto",
     }  # fmt: skip
     assert expected.items() <= flags_of(done, "distill.py").items() and "--resume" in done.calls[4]
     assert "distill.py" in done.calls[6] and f"--features_file={expected['features_file']}" in done.calls[6]
