@@ -599,6 +599,18 @@ def test_rows_are_run_once(command: Command) -> None:
     assert command("--no_timing").status == 0 and command.calls() == []
 
 
+def test_rows_do_not_get_another_teacher_than_the_rows_before(command: Command) -> None:
+    assert command("--no_timing").status == 0
+    command.calls()
+    shutil.rmtree(command.project / "models" / "tiny" / "teacher")
+    assert command("--only_table").status == 0 and command("--no_timing").status == 0  # nothing is missing
+    (command.results / "rows" / "simplified.42.json").unlink()
+    assert_refused(
+        command("--no_timing"), "rows/teacher.json was made with a teacher that is not in", "another teacher"
+    )
+    assert command.calls() == []
+
+
 def test_other_variables_are_refused_and_redone_on_demand(command: Command) -> None:
     assert command("--no_timing").status == 0
     command.calls()
