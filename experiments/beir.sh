@@ -90,7 +90,7 @@ if [[ $num_held_out != 0 ]]; then
             --output_train_qrels "$rest" --output_dev_qrels "$data/qrels.before.tsv" --overwrite
     fi
     if [[ ! -e $data/qrels.test.tsv ]]; then
-        prepare "$data/qrels.test.tsv" split_queries --qrels "$rest" --num_dev "$num_held_out" \
+        run "$python" data_preparation/split_queries.py --qrels "$rest" --num_dev "$num_held_out" \
             --output_train_qrels "$train_qrels" --output_dev_qrels "$data/qrels.test.new" --overwrite
         [[ $not_held_out == 0 ]] || cat "$data/qrels.before.tsv" >>"$train_qrels"
         mv "$data/qrels.test.new" "$data/qrels.test.tsv"

@@ -70,7 +70,7 @@ def read_results(directory: Path) -> Results:
     files = {job.name: directory / "rows" / f"{job.name}.json" for job in recipe.jobs()}
     speed_file = directory / "rows" / "speed.json"
     data = {name: read_json(path) for name, path in files.items() if path.exists()}
-    _check_same_queries({name: files[name] for name in data}, data)
+    _check_same_queries(files, data)
     return Results(
         recipe,
         data,
