@@ -58,6 +58,7 @@ def run_in_process(command: list) -> Finished:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     interrupt = signal.getsignal(signal.SIGINT)  # a script changes it at its first line
+    has_cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # rerank.py turns it off
     printed, status = io.StringIO(), 0
     redirected = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
     try:
@@ -67,6 +68,7 @@ def run_in_process(command: list) -> Finished:
         status = ended.code or 0
     finally:
         signal.signal(signal.SIGINT, interrupt)
+        torch.backends.cuda.enable_cudnn_sdp(has_cudnn)
     if status != 0:
         raise InputError(f"{' '.join(map(str, command[:2]))} ended with status {status}: {printed.getvalue()}")
     return Finished(printed.getvalue(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)

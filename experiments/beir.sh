@@ -25,7 +25,7 @@ window=${window:-75}                        # words in a passage; the paper has 
 stride=${stride:-50}                        # words from the start of a passage to the next start; the paper has 75
 max_seq_length=${max_seq_length:-160}       # tokens of query and passage: 20 + 25 of a title + 1.5 per word + 3
 rerank_depth=${rerank_depth:-20}            # candidates that are re-ranked
-num_negatives=${num_negatives:-4}           # negatives per query, sampled from its 100 candidates
+num_negatives=${num_negatives:-8}           # negatives per query, sampled from its 100 candidates
 num_random_negatives=${num_random_negatives:-1} # negatives per query, from other queries; an untrained model needs them
 threshold=${threshold:-0.5}                 # positives with a lower score from the teacher are removed
 best_positives=${best_positives:-2}         # number of positives to keep per document, at most
@@ -42,18 +42,21 @@ train_batch_size=${train_batch_size:-8}     # examples per step; the paper has 6
 teacher_batch_size=${teacher_batch_size:-16} # examples per step of the teachers and of the general student with
                                             # pseudo-queries
 teacher_learning_rate=${teacher_learning_rate:-3e-5} # the highest value
-teacher_epochs=${teacher_epochs:-1}
+teacher_epochs=${teacher_epochs:-2}         # passes over the pairs
 learning_rate=${learning_rate:-1e-4}        # of the students; the paper has 5e-5, for many more steps
 num_train_epochs=${num_train_epochs:-2}     # of the students
 pseudo_queries=${pseudo_queries:-5200}      # number of pseudo-queries that teacher and general student learn from first
                                             # (docs/data.md), at most; 0: none
 pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence (docs/data.md)
 pseudo_negatives=${pseudo_negatives:-2}     # negatives of each, sampled from its 100 candidates
-pseudo_learning_rate=${pseudo_learning_rate:-5e-5} # of the teacher's epoch over them
+pseudo_examples=${pseudo_examples:-30000}   # fewest examples to learn from: the pairs of the pseudo-queries, in as many
+                                            # epochs as it takes. With 4,000, a cross-encoder learned nothing
+pseudo_learning_rate=${pseudo_learning_rate:-5e-5} # of the teacher on them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python
 
 [[ -n $source ]] || fail "set source to a BEIR folder or to ir_datasets:beir/NAME"
+[[ $pseudo_examples =~ ^[1-9][0-9]{0,8}$ ]] || fail "pseudo_examples=$pseudo_examples is not a number from 1"
 data=data/$name models=models/$name runs=runs/$name
 check_exists "make it first" encoder
 [[ $num_held_out != 0 || $train_split != "$test_split" ]] ||
@@ -125,10 +128,12 @@ if [[ $pseudo_queries != 0 && ! (-e $models/teacher/config.json && -e $models/ge
     LC_ALL=C awk -F '\t' '{sub(/#.*/, "", $1)} !seen[$1]++ {print $1 "\t" $2}' "$data/test_pairs.tsv" \
         >"$data/queries.test.tsv"
     make_pseudo_pairs "$source" "$data/queries.test.tsv"
-    keep_settings "$data/pseudo_settings.txt" pseudo_queries pseudo_kind pseudo_negatives
+    keep_settings "$data/pseudo_settings.txt" pseudo_queries pseudo_kind pseudo_negatives pseudo_examples
+    pseudo_pairs=$(wc -l <"$data/pseudo_pairs.tsv")
+    pseudo_epochs=$(((pseudo_examples + pseudo_pairs - 1) / pseudo_pairs))
     make "$pretrained/config.json" env distill_model_type=hard train_pairs="$data/pseudo_pairs.tsv" \
         general_student_model="$encoder" output_student_dir="$pretrained" learning_rate="$pseudo_learning_rate" \
-        num_train_epochs=1 train_batch_size="$teacher_batch_size" bash distill.sh
+        num_train_epochs="$pseudo_epochs" train_batch_size="$teacher_batch_size" bash distill.sh
 fi
 part "teacher: $pretrained, fine-tuned"
 make "$models/teacher/config.json" env distill_model_type=hard train_pairs="$data/all_pairs.tsv" \
@@ -144,13 +149,14 @@ part "general student: layers $student_layers of $encoder"
 make "$models/layers/config.json" "$python" model_tools/make_general_student.py --model_dir "$encoder" \
     --layers "$student_layers" --output_dir "$models/layers"
 general=(env distill_model_type=intermediate teacher_model="$pretrained" general_student_model="$models/layers"
-    output_student_dir="$models/general_student" learning_rate="$learning_rate" num_train_epochs=1)
+    output_student_dir="$models/general_student" learning_rate="$learning_rate")
 if [[ $pseudo_queries != 0 ]]; then
-    general+=(train_pairs="$data/pseudo_pairs.tsv" train_batch_size="$teacher_batch_size")
+    general+=(train_pairs="$data/pseudo_pairs.tsv" train_batch_size="$teacher_batch_size"
+        num_train_epochs="${pseudo_epochs:-}")
 else
     prepare "$data/text.txt" make_text --collection "$source" --max_documents "$general_documents" \
         --output_text_file "$data/text.txt"
-    general+=(set_name=general train_pairs="$data/text.txt")
+    general+=(set_name=general train_pairs="$data/text.txt" num_train_epochs=1)
 fi
 make "$models/general_student/config.json" "${general[@]}" bash distill.sh
 

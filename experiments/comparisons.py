@@ -10,11 +10,11 @@ from experiments.results import Column, Results
 from runtime.errors import InputError
 
 SIGNIFICANT = 0.05
-AGAINST_TEACHER, AGAINST_STANDARD_KD = "†", "‡"
+AGAINST_TEACHER, AGAINST_STANDARD_KD, AGAINST_CANDIDATES = "†", "‡", "§"
 
 
 class RowComparison(NamedTuple):
-    """A row against a baseline. The p-values are Holm-corrected over all rows with that mark."""
+    """A row against a baseline; with § the row's interpolated runs. p-values are Holm-corrected over that mark."""
 
     row: Row
     baseline: Row
@@ -23,7 +23,10 @@ class RowComparison(NamedTuple):
 
 
 def compare_with_baselines(results: Results, column: Column) -> list[RowComparison]:
-    """Compares the rows with the teacher, then with their Standard KD row. Rows without data are left out."""
+    """Compares the rows with the teacher, then with their Standard KD row, then interpolated with the candidates.
+
+    Rows without data are left out.
+    """
     recipe = results.recipe
     teacher = recipe.row_of_kind("teacher")
     compared: list[RowComparison] = []
@@ -36,6 +39,12 @@ def compare_with_baselines(results: Results, column: Column) -> list[RowComparis
                 pairs.append((row, baseline))
         found = holm_corrected([_compare_rows(results, *pair, column) for pair in pairs])
         compared += [RowComparison(*pair, mark, comparison) for pair, comparison in zip(pairs, found, strict=True)]
+    candidates = recipe.row_of_kind("candidates") if recipe.interpolation_weight is not None else None
+    pairs = [(row, candidates) for row in recipe.rows if candidates and results.means(row, column, "interpolated")]
+    found = holm_corrected([_compare_rows(results, *pair, column, "interpolated") for pair in pairs])
+    compared += [
+        RowComparison(*pair, AGAINST_CANDIDATES, comparison) for pair, comparison in zip(pairs, found, strict=True)
+    ]
     return compared
 
 
@@ -46,8 +55,8 @@ def compare_all_pairs(results: Results, rows: list[Row], column: Column) -> dict
     return dict(zip(pairs, found, strict=True))
 
 
-def _compare_rows(results: Results, row: Row, baseline: Row, column: Column) -> Comparison:
-    values = (tuple(results.per_query(one, column)) for one in (row, baseline))
+def _compare_rows(results: Results, row: Row, baseline: Row, column: Column, part: str = "test_sets") -> Comparison:
+    values = tuple(results.per_query(row, column, part)), tuple(results.per_query(baseline, column))
     try:
         return _compare(*values)
     except ValueError as error:

@@ -33,9 +33,9 @@ class Results(NamedTuple):
         """Returns the mean over queries, for each seed that has data. `part`: test_sets, or interpolated."""
         return [measured["mean"] for measured in self._measured(row, column, part)]
 
-    def per_query(self, row: Row, column: Column) -> list[float]:
+    def per_query(self, row: Row, column: Column, part: str = "test_sets") -> list[float]:
         """Returns the mean over seeds of each query, ordered by query id; an empty list without data."""
-        of_seeds = [measured["per_query"] for measured in self._measured(row, column, "test_sets")]
+        of_seeds = [measured["per_query"] for measured in self._measured(row, column, part)]
         if not of_seeds:
             return []
         return [statistics.fmean(of_seed[query_id] for of_seed in of_seeds) for query_id in sorted(of_seeds[0])]

@@ -76,8 +76,9 @@ def attention_bound(
 
 def _bound_of_scores(query: torch.Tensor, key: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """An upper bound of the magnitude of all scores of real keys, by the Cauchy-Schwarz inequality."""
-    norms = (query.float().norm(dim=-1), (key.float() * real).norm(dim=-1))
-    return norms[0].amax() * norms[1].amax() / math.sqrt(query.shape[-1])
+    dtype = torch.promote_types(query.dtype, torch.float32)  # without a copy of Q and K in it
+    of_query, of_key = (torch.linalg.vector_norm(x, dim=-1, dtype=dtype) for x in (query, key))  # (B, h, T)
+    return of_query.amax() * (of_key * real[..., 0]).amax() / math.sqrt(query.shape[-1])
 
 
 class _SumOfSquaresByGram(torch.autograd.Function):
@@ -85,10 +86,13 @@ class _SumOfSquaresByGram(torch.autograd.Function):
 
     Only Q, K and the small Gram matrices are saved. The backward pass computes A and B again. The gradients of
     <A^T A, B^T B> are 2 A (B^T B) for A and 2 B (A^T A) for B; the student needs its own columns of them.
+
+    A = A' D, with A' = [Q_s, Q_t] and a diagonal D of 1/sqrt(e_s) and -1/sqrt(e_t). D multiplies the Gram matrices, so
+    that A' is made in one step from Q_s and Q_t.
     """
 
     @staticmethod
-    def _a_and_b(
+    def _unscaled_a_and_b(
         query_s: torch.Tensor,
         key_s: torch.Tensor,
         query_t: torch.Tensor,
@@ -96,29 +100,30 @@ class _SumOfSquaresByGram(torch.autograd.Function):
         real: torch.Tensor,
         ignore_padding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        a = torch.cat([query_s, query_t], dim=-1)  # (B, h, T, e_s + e_t)
+        b = torch.cat([key_s, key_t], dim=-1) * real  # (B, h, T, e_s + e_t)
         # In float32: Gram matrices in half precision lose the gradient.
-        scaled_s, scaled_t = (query.float() / math.sqrt(query.shape[-1]) for query in (query_s, query_t))
-        a = torch.cat([scaled_s, -scaled_t], dim=-1)  # (B, h, T, e_s + e_t)
-        b = torch.cat([key_s.float(), key_t.float()], dim=-1) * real  # (B, h, T, e_s + e_t)
-        return a * real if ignore_padding else a, b
+        return (a * real if ignore_padding else a).float(), b.float()
 
     @staticmethod
     def forward(ctx, query_s, key_s, query_t, key_t, real, ignore_padding):
-        a, b = _SumOfSquaresByGram._a_and_b(query_s, key_s, query_t, key_t, real, ignore_padding)
-        gram_a = a.transpose(-1, -2) @ a  # (B, h, e_s + e_t, e_s + e_t)
+        a, b = _SumOfSquaresByGram._unscaled_a_and_b(query_s, key_s, query_t, key_t, real, ignore_padding)
+        e_s, e_t = query_s.shape[-1], query_t.shape[-1]
+        scale = torch.cat([a.new_full((e_s,), 1 / math.sqrt(e_s)), a.new_full((e_t,), -1 / math.sqrt(e_t))])  # D
+        scaled_gram_a = (a.transpose(-1, -2) @ a) * (scale[:, None] * scale)  # A^T A, (B, h, e_s + e_t, e_s + e_t)
         gram_b = b.transpose(-1, -2) @ b  # (B, h, e_s + e_t, e_s + e_t)
-        ctx.save_for_backward(query_s, key_s, query_t, key_t, real, gram_a, gram_b)
+        ctx.save_for_backward(query_s, key_s, query_t, key_t, real, scaled_gram_a, gram_b, scale)
         ctx.ignore_padding = ignore_padding
-        return (gram_a * gram_b).sum(dim=(1, 2, 3))
+        return (scaled_gram_a * gram_b).sum(dim=(1, 2, 3))
 
     @staticmethod
     def backward(ctx, grad):
-        query_s, key_s, query_t, key_t, real, gram_a, gram_b = ctx.saved_tensors
-        a, b = _SumOfSquaresByGram._a_and_b(query_s, key_s, query_t, key_t, real, ctx.ignore_padding)
+        query_s, key_s, query_t, key_t, real, scaled_gram_a, gram_b, scale = ctx.saved_tensors
+        a, b = _SumOfSquaresByGram._unscaled_a_and_b(query_s, key_s, query_t, key_t, real, ctx.ignore_padding)
         size = query_s.shape[-1]
         grad = 2.0 * grad[:, None, None, None]  # (B, 1, 1, 1)
-        grad_query = a @ (gram_b[..., :size] * (grad / math.sqrt(size)))  # (B, h, T, e_s)
-        grad_key = b @ (gram_a[..., :size] * grad)  # (B, h, T, e_s)
+        grad_query = a @ (gram_b[..., :size] * scale[:, None] * (grad / math.sqrt(size)))  # (B, h, T, e_s)
+        grad_key = b @ (scaled_gram_a[..., :size] * grad)  # (B, h, T, e_s)
         return grad_query.to(query_s.dtype), grad_key.to(key_s.dtype), None, None, None, None
 
 

@@ -126,6 +126,14 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
+def attend_in_any_shape() -> None:
+    """Makes torch attend without cuDNN on a GPU from now on, for batches of many shapes.
+
+    cuDNN compiles its attention for each new shape of a batch, which takes 0.1 s and more.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def device_name(device: torch.device) -> str:
     """Returns the name of a device for logs."""
     if device.type == "cuda":

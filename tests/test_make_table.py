@@ -305,10 +305,18 @@ def test_interpolated_runs_are_a_second_line_of_each_model(tmp_path: Path) -> No
     assert [line for line in table if not line[0].endswith(" + first stage")] == plain
     assert [line[0] for line in table[2:6]] == ["Teacher", "Teacher + first stage", "Standard KD",
                                                 "Standard KD + first stage"]  # fmt: skip
-    assert table[3][1:] == ["", "0.7500", "0.3750", "", "", "", "", ""]
-    assert table[5][1:] == ["", "0.5600 ± 0.0141", "0.2800 ± 0.0071", "", "", "", "", ""]
+    assert table[3][1:] == ["", "0.7500§", "0.3750§", "", "", "", "", ""]
+    assert table[5][1:] == ["", "0.5600 ± 0.0141§", "0.2800 ± 0.0071§", "", "", "", "", ""]
     assert table[7] == ["TinyBERT + first stage", *[""] * 8]  # not run yet
     assert len(table) == 1 + 1 + 2 * 4 and "with weight 0.25 for the model" in markdown(results)
+    tests = [line for line in significance_table(results) if line[2] == "BM25 §"]
+    assert [line[:2] + line[3:4] for line in tests] == [
+        ["MRR@10", "Teacher + first stage", "+0.6000"], ["MRR@10", "Standard KD + first stage", "+0.4100"],
+        ["MAP", "Teacher + first stage", "+0.3000"], ["MAP", "Standard KD + first stage", "+0.2050"],
+    ]  # fmt: skip
+    assert "§ differs from the candidates" in markdown(results)
+    without = results._replace(recipe=results.recipe._replace(interpolation_weight=None))
+    assert "§" not in markdown(without) and main_table(without) == plain
 
 
 def test_tests_are_on_means_over_seeds_and_corrected_over_rows(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     write_transformers(tmp_path / "encoder", TEACHER, teacher_weights())
     variables = {
         "name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder"), "threshold": "0", "methods": "",
-        "pseudo_queries": "12", "teacher_batch_size": "5",
+        "pseudo_queries": "12", "pseudo_examples": "37", "teacher_batch_size": "5",
     }  # fmt: skip
     data, models = project / "data" / "tiny", project / "models" / "tiny"
 
@@ -217,17 +217,18 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     assert done.returncode == 0, done.stderr
     assert not [call for call in done.calls if call[0].endswith("make_text.py")]
     first, second, third = flags_of(done.calls, "distill.py")
-    wanted = {"distill_model": "hard", "teacher_model": "", "learning_rate": "5e-5", "num_train_epochs": "1",
+    # 36 pairs are 37 examples in two epochs
+    wanted = {"distill_model": "hard", "teacher_model": "", "learning_rate": "5e-5", "num_train_epochs": "2",
               "train_batch_size": "5",
               "general_student_model": str(tmp_path / "encoder"), "output_student_dir": "models/tiny/pseudo_teacher",
               "features_file": "data/tiny/pseudo_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= first.items()
     wanted = {"distill_model": "hard", "learning_rate": "3e-5", "general_student_model": "models/tiny/pseudo_teacher",
-              "output_student_dir": "models/tiny/teacher", "train_batch_size": "5",
+              "output_student_dir": "models/tiny/teacher", "train_batch_size": "5", "num_train_epochs": "2",
               "features_file": "data/tiny/all_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= second.items()
     # the general student learns from the teacher of the pseudo-queries, on their pairs
-    wanted = {"distill_model": "intermediate", "teacher_model": "models/tiny/pseudo_teacher", "num_train_epochs": "1",
+    wanted = {"distill_model": "intermediate", "teacher_model": "models/tiny/pseudo_teacher", "num_train_epochs": "2",
               "general_student_model": "models/tiny/layers", "output_student_dir": "models/tiny/general_student",
               "features_file": "data/tiny/pseudo_pairs.19.features", "train_batch_size": "5",
               "learning_rate": "1e-4"}  # fmt: skip
@@ -360,6 +361,9 @@ def test_a_value_is_no_expression_of_the_shell(project: Path) -> None:
     )
     done = run_recipe(project, "beir.sh", lambda *arguments: Finished(0, "", ""), **own, methods="")
     assert expression in next(call for call in done.calls if call[0].endswith("split_queries.py"))
+    for value in (expression, "0", "1e4"):
+        done = run_recipe(project, "beir.sh", only_record, name="tiny", source="x", pseudo_examples=value)
+        assert done.returncode == 2 and done.stderr == f"beir.sh: pseudo_examples={value} is not a number from 1\n"
     own = {"name": "tiny", "students": expression, "train_qrels": expression}
     done = run_recipe(project, "msmarco_doc.sh", lambda *arguments: Finished(0, "", ""), **own)
     assert expression in next(call for call in done.calls if call[0].endswith("make_train_pairs.py"))
