@@ -22,7 +22,7 @@ example: $(VENV)/installed ## build the example: collection, teacher, student; r
 	@echo
 	@echo "The losses of the training: models/python_docs/student_simplified/training_curves.png"
 
-table: $(VENV)/installed ## compare the methods on the example with three seeds each; takes 3 to 4 hours
+table: $(VENV)/installed ## compare the methods on the example with three seeds each; takes 3 to 4 hours (estimated)
 	$(python) experiments/make_table.py experiments/python_docs.toml
 
 test: $(VENV)/installed-dev ## run the tests

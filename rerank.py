@@ -92,11 +92,11 @@ from modeling.frozen import FrozenRanker
 from modeling.model_files import check_reads_features, fingerprint, load_ranker
 from modeling.scoring import pairs_at_a_time, relevance_scores
 from runtime.device import (
-    attend_in_any_shape,
     choose_device,
     choose_precision,
     is_out_of_memory,
     keep_freed_memory,
+    turn_off_cudnn_attention,
 )
 from runtime.distributed import barrier, check_same, devices_name, local_device, process_reports, rank_zero_only
 from runtime.progress import ProgressBar
@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     for record in records:
         logger.handle(record)
     keep_freed_memory()
-    attend_in_any_shape()
+    turn_off_cudnn_attention()
     batch_tokens = (args.eval_batch_size or pairs_at_a_time(device)) * header.max_seq_length
     barrier(device)
     start = time.monotonic()

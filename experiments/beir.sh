@@ -50,7 +50,7 @@ pseudo_queries=${pseudo_queries:-5200}      # number of pseudo-queries that teac
 pseudo_kind=${pseudo_kind:-title}           # what they are: title, or sentence (docs/data.md)
 pseudo_negatives=${pseudo_negatives:-2}     # negatives of each, sampled from its 100 candidates
 pseudo_examples=${pseudo_examples:-30000}   # fewest examples to learn from: the pairs of the pseudo-queries, in as many
-                                            # epochs as it takes. With 4,000, a cross-encoder learned nothing
+                                            # epochs as it takes. 4,000 were far too few (results/scifact/README.md)
 pseudo_learning_rate=${pseudo_learning_rate:-5e-5} # of the teacher on them
 device=${device:-auto}                      # auto, cpu, cuda, cuda:1 or a GPU number
 python=${python:-$default_python}           # the Python interpreter. Default: .venv/bin/python if it exists, or python

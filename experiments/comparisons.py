@@ -39,8 +39,9 @@ def compare_with_baselines(results: Results, column: Column) -> list[RowComparis
                 pairs.append((row, baseline))
         found = holm_corrected([_compare_rows(results, *pair, column) for pair in pairs])
         compared += [RowComparison(*pair, mark, comparison) for pair, comparison in zip(pairs, found, strict=True)]
-    candidates = recipe.row_of_kind("candidates") if recipe.interpolation_weight is not None else None
-    pairs = [(row, candidates) for row in recipe.rows if candidates and results.means(row, column, "interpolated")]
+    candidates = recipe.row_of_kind("candidates")
+    has_candidates = candidates and results.means(candidates, column)
+    pairs = [(row, candidates) for row in recipe.rows if has_candidates and results.means(row, column, "interpolated")]
     found = holm_corrected([_compare_rows(results, *pair, column, "interpolated") for pair in pairs])
     compared += [
         RowComparison(*pair, AGAINST_CANDIDATES, comparison) for pair, comparison in zip(pairs, found, strict=True)

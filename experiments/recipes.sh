@@ -25,6 +25,8 @@ keep_settings() {
     [[ ! -e $1 ]] || before=$(<"$1")
     [[ $before == "$now" ]] || {
         key=$(diff <(printf '%s\n' "$before") <(printf '%s\n' "$now") | sed -n 's/^< //p' | head -n 1) || :
+        [[ -n $key ]] || fail "the files of $data and $models are of an earlier version of this recipe; set another" \
+            "name, or remove both directories"
         fail "the files of $data and $models were made with other values of variables, such as $key; set these again," \
             "set another name, or remove both directories"
     }

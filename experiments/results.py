@@ -30,7 +30,10 @@ class Results(NamedTuple):
         return [(queries.name, measure) for queries in self.recipe.query_sets for measure in queries.measures]
 
     def means(self, row: Row, column: Column, part: str = "test_sets") -> list[float]:
-        """Returns the mean over queries, for each seed that has data. `part`: test_sets, or interpolated."""
+        """Returns the mean over queries, for each seed that has data.
+
+        `part`: test_sets, or interpolated, which is empty if it was made with another weight than the recipe's.
+        """
         return [measured["mean"] for measured in self._measured(row, column, part)]
 
     def per_query(self, row: Row, column: Column, part: str = "test_sets") -> list[float]:
@@ -42,7 +45,10 @@ class Results(NamedTuple):
 
     def _measured(self, row: Row, column: Column, part: str) -> list[dict[str, Any]]:
         queries, measure = column
-        found = (data.get(part, {}).get(queries, {}).get(measure) for data in self.of(row))
+        weight, of_row = self.recipe.interpolation_weight, self.of(row)
+        if part == "interpolated":
+            of_row = [data for data in of_row if weight is not None and data.get("interpolation_weight") == weight]
+        found = (data.get(part, {}).get(queries, {}).get(measure) for data in of_row)
         return [measured for measured in found if measured]
 
     def pairs_per_second(self, row: Row) -> float | None:
@@ -82,7 +88,8 @@ def _check_same_queries(files: Mapping[str, Path], data: Mapping[str, dict[str, 
     """Raises InputError if two rows were measured on different queries: their values are compared query by query."""
     first: dict[Column, tuple[str, set[str]]] = {}
     for name, of_row in data.items():
-        for queries, measures in of_row["test_sets"].items():
+        parts = of_row["test_sets"], of_row.get("interpolated", {})
+        for queries, measures in ((queries, part[queries]) for part in parts for queries in part):
             for measure, measured in measures.items():
                 other, ids = first.setdefault((queries, measure), (name, measured["per_query"].keys()))
                 if measured["per_query"].keys() != ids:

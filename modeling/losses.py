@@ -76,7 +76,7 @@ def attention_bound(
 
 def _bound_of_scores(query: torch.Tensor, key: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """An upper bound of the magnitude of all scores of real keys, by the Cauchy-Schwarz inequality."""
-    dtype = torch.promote_types(query.dtype, torch.float32)  # without a copy of Q and K in it
+    dtype = torch.promote_types(query.dtype, torch.float32)  # of the norms; no copy of Q and K in it
     of_query, of_key = (torch.linalg.vector_norm(x, dim=-1, dtype=dtype) for x in (query, key))  # (B, h, T)
     return of_query.amax() * (of_key * real[..., 0]).amax() / math.sqrt(query.shape[-1])
 

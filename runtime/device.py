@@ -126,8 +126,8 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def attend_in_any_shape() -> None:
-    """Makes torch attend without cuDNN on a GPU from now on, for batches of many shapes.
+def turn_off_cudnn_attention() -> None:
+    """Makes torch compute attention on a GPU without cuDNN from now on, for batches of many shapes.
 
     cuDNN compiles its attention for each new shape of a batch, which takes 0.1 s and more.
     """

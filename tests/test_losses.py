@@ -169,14 +169,22 @@ def test_large_values_in_padded_keys_change_nothing() -> None:
     assert attention_loss(student, teacher, MASK).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_half_precision_inputs_are_upcast_once() -> None:
+@pytest.mark.parametrize("teacher_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_half_precision_inputs_are_upcast_once(teacher_dtype: torch.dtype) -> None:
     student, teacher = [random_queries_keys(1, STUDENT_HEAD)], [random_queries_keys(3, TEACHER_HEAD)]
-    halves = [[(q.bfloat16(), k.bfloat16()) for q, k in side] for side in (student, teacher)]
-    exact = [[(q.double(), k.double()) for q, k in side] for side in halves]
+    halves = [tuple(x.detach().bfloat16().requires_grad_() for x in pair) for pair in student]
+    of_teacher = [tuple(x.detach().to(teacher_dtype) for x in pair) for pair in teacher]
+    exact = [tuple(x.detach().double().requires_grad_() for x in pair) for pair in halves]
+    expected = published_attention_loss(exact, [tuple(x.double() for x in pair) for pair in of_teacher], MASK)
     with torch.autocast("cpu", torch.bfloat16):
-        found = attention_loss(*halves, MASK)
+        found = attention_loss(halves, of_teacher, MASK)
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(published_attention_loss(*exact, MASK).item(), rel=1e-5)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for gradient, exact_gradient in zip(
+        torch.autograd.grad(found, halves[0]), torch.autograd.grad(expected, exact[0]), strict=True
+    ):
+        assert gradient.dtype == torch.bfloat16  # rounded once, at the end
+        torch.testing.assert_close(gradient.double(), exact_gradient, rtol=2**-8, atol=1e-6)
 
 
 def test_hidden_states_loss_by_hand() -> None:

@@ -299,7 +299,8 @@ def test_interpolated_runs_are_a_second_line_of_each_model(tmp_path: Path) -> No
     rows = in_order()
     plain = main_table(results_of(tmp_path / "plain", rows))
     for name, values in (("standard.42", (0.5, 0.6)), ("standard.43", (0.52, 0.62)), ("teacher", (0.7, 0.8))):
-        rows[name] = rows[name] | {"interpolated": row_data("student", values_of(*values))["test_sets"]}
+        interpolated = {"interpolated": row_data("student", values_of(*values))["test_sets"]}
+        rows[name] = rows[name] | interpolated | {"interpolation_weight": 0.25}
     results = results_of(tmp_path / "interpolated", rows, interpolation_weight=0.25)
     table = main_table(results)
     assert [line for line in table if not line[0].endswith(" + first stage")] == plain
@@ -317,6 +318,12 @@ def test_interpolated_runs_are_a_second_line_of_each_model(tmp_path: Path) -> No
     assert "§ differs from the candidates" in markdown(results)
     without = results._replace(recipe=results.recipe._replace(interpolation_weight=None))
     assert "§" not in markdown(without) and main_table(without) == plain
+    # runs of another weight are not those of the table
+    other = results._replace(recipe=results.recipe._replace(interpolation_weight=0.75))
+    assert {tuple(line[2:]) for line in main_table(other) if line[0].endswith("first stage")} == {("",) * 7}
+    # no candidates yet
+    without = results._replace(data={name: data for name, data in results.data.items() if name != "bm25"})
+    assert main_table(without)[3][2] == "0.7500" and "BM25" in markdown(without)
 
 
 def test_tests_are_on_means_over_seeds_and_corrected_over_rows(tmp_path: Path) -> None:

@@ -422,7 +422,7 @@ def test_latex_and_markdown_escape_names(files) -> None:
         ("-0.5", "$-$0.5"),
         ("my-run--2", "my-run-{}-2"),
         ("[1]*", "{[}1]{*}"),
-        ("0.1 ± 0.2†‡", r"0.1 $\pm$ 0.2$^{\dagger}$$^{\ddagger}$"),
+        ("0.1 ± 0.2†‡§", r"0.1 $\pm$ 0.2$^{\dagger}$$^{\ddagger}$$^{\S}$"),
     ],
 )
 def test_escape_latex(text: str, escaped: str) -> None:

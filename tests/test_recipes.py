@@ -128,6 +128,11 @@ def test_files_of_other_settings_are_not_used(project: Path, tmp_path: Path) -> 
     assert done.returncode == 2 and "num_held_out=2" in done.stderr and not done.calls
     done = run_recipe(project, "beir.sh", stopped, **variables, window="9")
     assert done.returncode == 2 and "window=75" in done.stderr and not done.calls
+    settings = project / "data" / "tiny" / "settings.txt"
+    lines = settings.read_text().splitlines(keepends=True)
+    settings.write_text("".join(line for line in lines if not line.startswith("threshold=")))  # an earlier version
+    done = run_recipe(project, "beir.sh", stopped, **variables)
+    assert done.returncode == 2 and "are of an earlier version of this recipe" in done.stderr and not done.calls
 
 
 def test_queries_of_an_earlier_test_are_never_held_out_again(project: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tiny import (
 )
 
 from benchmarks import reference
+from benchmarks.child import run_in_process
 from formats.features import (
     BLOCK_EXAMPLES,
     Example,
@@ -344,6 +345,15 @@ def test_existing_scores_are_kept_without_overwrite(inputs: Path, tmp_path: Path
     refused(inputs, tmp_path, "--overwrite", "--features_file", tmp_path / "none", says=(tmp_path / "none",))
     assert (tmp_path / "scores").read_text() == "mine"
     assert len(scored(inputs, tmp_path / "scores", "--overwrite")) == EXAMPLES
+
+
+def test_attention_is_computed_without_cudnn_in_this_script_alone(inputs: Path, tmp_path: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    run_in_process(["rerank.py", *arguments(inputs, tmp_path / "scores")])
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    scored(inputs, tmp_path / "more_scores")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @pytest.mark.gpu
