@@ -242,7 +242,7 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     assert general != (models / "layers" / "model.safetensors").read_bytes()
     # the first teacher has a classifier, which the second one keeps
     weights = [load_ranker(models / name)[0].classifier.weight for name in ("pseudo_teacher", "teacher")]
-    assert 0 < (weights[0] - weights[1]).abs().max() < 1e-3
+    assert 0 < (weights[0] - weights[1]).abs().max() < 2e-3
     assert "classifier" not in (models / "teacher" / "distill.log").read_text()
     # one positive and two negatives of each query; no query is that of the test, and no passage has a title
     pairs = list(read_pairs(data / "pseudo_pairs.tsv", labelled=True))
