@@ -32,8 +32,7 @@ test-quick: $(VENV)/installed-dev ## run the tests that are quick
 	$(pytest) -m "not slow"
 
 test-all: test $(VENV)/installed-extras ## run the tests of optional packages and of the example's encoder too
-	$(pytest) -m example
-	$(pytest) -m "tensorflow or tensorboard or extras"
+	$(pytest) -m "example or tensorflow or tensorboard or extras"
 
 lint: $(VENV)/installed-dev ## check the style
 	$(VENV)/bin/ruff check .
