@@ -1,8 +1,8 @@
 # On a fresh machine:   make example      builds the bundled example and re-ranks with its student
 #                       make test         runs the tests
 # `make` alone lists the targets. A target that was stopped goes on where it stopped.
-# Tests run on all cores, those of a file in one process. The reordering would start files of few long tests last.
-pytest = OMP_NUM_THREADS=1 $(python) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+# Tests run on all cores, those of a file in one process.
+pytest = OMP_NUM_THREADS=1 $(python) -m pytest -q -n auto --dist loadfile
 # The Python that makes the environment. Another one: make example PYTHON=python3.12
 PYTHON = python3.11
 VENV = .venv
