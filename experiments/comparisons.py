@@ -28,24 +28,19 @@ def compare_with_baselines(results: Results, column: Column) -> list[RowComparis
     Rows without data are left out.
     """
     recipe = results.recipe
-    teacher = recipe.row_of_kind("teacher")
+    teacher, candidates = recipe.row_of_kind("teacher"), recipe.row_of_kind("candidates")
     compared: list[RowComparison] = []
-    for mark in (AGAINST_TEACHER, AGAINST_STANDARD_KD):
+    for mark in (AGAINST_TEACHER, AGAINST_STANDARD_KD, AGAINST_CANDIDATES):
+        part = "interpolated" if mark == AGAINST_CANDIDATES else "test_sets"
         pairs: list[tuple[Row, Row]] = []
         for row in recipe.rows:
             standard_kd = recipe.row(row.standard_kd) if row.standard_kd else None
-            baseline = teacher if mark == AGAINST_TEACHER else standard_kd
-            if baseline and baseline != row and results.means(row, column) and results.means(baseline, column):
+            baselines = {AGAINST_TEACHER: teacher, AGAINST_STANDARD_KD: standard_kd, AGAINST_CANDIDATES: candidates}
+            baseline = baselines[mark]
+            if baseline and baseline != row and results.means(row, column, part) and results.means(baseline, column):
                 pairs.append((row, baseline))
-        found = holm_corrected([_compare_rows(results, *pair, column) for pair in pairs])
+        found = holm_corrected([_compare_rows(results, *pair, column, part) for pair in pairs])
         compared += [RowComparison(*pair, mark, comparison) for pair, comparison in zip(pairs, found, strict=True)]
-    candidates = recipe.row_of_kind("candidates")
-    has_candidates = candidates and results.means(candidates, column)
-    pairs = [(row, candidates) for row in recipe.rows if has_candidates and results.means(row, column, "interpolated")]
-    found = holm_corrected([_compare_rows(results, *pair, column, "interpolated") for pair in pairs])
-    compared += [
-        RowComparison(*pair, AGAINST_CANDIDATES, comparison) for pair, comparison in zip(pairs, found, strict=True)
-    ]
     return compared
 
 

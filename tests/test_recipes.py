@@ -58,7 +58,7 @@ def test_a_beir_collection(project: Path, tmp_path: Path) -> None:
     encoder, models = str(tmp_path / "encoder"), "models/tiny"
     wanted = {"distill_model": "hard", "learning_rate": "3e-5", "general_student_model": encoder, "teacher_model": "",
               "output_student_dir": f"{models}/teacher", "features_file": "data/tiny/all_pairs.19.features",
-              "train_batch_size": "2"}  # fmt: skip
+              "train_batch_size": "2", "num_train_epochs": "2"}  # fmt: skip
     assert wanted.items() <= teacher.items()
     wanted = {"distill_model": "intermediate", "teacher_model": encoder, "general_student_model": f"{models}/layers",
               "output_student_dir": f"{models}/general_student", "features_file": "data/tiny/text.19.general.features",
@@ -215,6 +215,7 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     variables = {
         "name": "tiny", "source": str(folder), "encoder": str(tmp_path / "encoder"), "threshold": "0", "methods": "",
         "pseudo_queries": "12", "pseudo_examples": "37", "teacher_batch_size": "5",
+        "teacher_epochs": "1",
     }  # fmt: skip
     data, models = project / "data" / "tiny", project / "models" / "tiny"
 
@@ -229,7 +230,7 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
               "features_file": "data/tiny/pseudo_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= first.items()
     wanted = {"distill_model": "hard", "learning_rate": "3e-5", "general_student_model": "models/tiny/pseudo_teacher",
-              "output_student_dir": "models/tiny/teacher", "train_batch_size": "5", "num_train_epochs": "2",
+              "output_student_dir": "models/tiny/teacher", "train_batch_size": "5", "num_train_epochs": "1",
               "features_file": "data/tiny/all_pairs.19.features"}  # fmt: skip
     assert wanted.items() <= second.items()
     # the general student learns from the teacher of the pseudo-queries, on their pairs
@@ -242,7 +243,7 @@ def test_teacher_and_general_student_learn_from_pseudo_queries_first(project: Pa
     assert general != (models / "layers" / "model.safetensors").read_bytes()
     # the first teacher has a classifier, which the second one keeps
     weights = [load_ranker(models / name)[0].classifier.weight for name in ("pseudo_teacher", "teacher")]
-    assert 0 < (weights[0] - weights[1]).abs().max() < 2e-3
+    assert 0 < (weights[0] - weights[1]).abs().max() < 1e-3
     assert "classifier" not in (models / "teacher" / "distill.log").read_text()
     # one positive and two negatives of each query; no query is that of the test, and no passage has a title
     pairs = list(read_pairs(data / "pseudo_pairs.tsv", labelled=True))
